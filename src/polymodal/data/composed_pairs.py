@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image as PILImage
+from torch import Tensor
+from torch.nn import functional as F
 
 from polymodal.data.columns.text import LearnedTokenizer
+from polymodal.data.masks import mask_random
 from polymodal.modalities.image_transformations import FAMILIES, FAMILY_WEIGHTS, INSTRUCTIONS, transformations
 from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region
-from polymodal.modalities.text import Tokenizer
+from polymodal.modalities.text import Tokenizer, Tokens
+from polymodal.rng import ExampleRNG
 
 Pixels = UInt8[np.ndarray, "size size 3"]
 REPEATS = 20  # of instructions among the texts that a tokenizer is learned from
@@ -53,7 +57,7 @@ def crop_of(image: Pixels, box: Sequence[float]) -> Pixels:
     size = len(image)
     left, top, right, bottom = (edge * size / THOUSANDTHS for edge in box)
     edges = (int(left), int(top), max(round(right), int(left) + 1), max(round(bottom), int(top) + 1))
-    return np.asarray(PILImage.fromarray(image).crop(edges).resize((size, size), PILImage.Resampling.BICUBIC))
+    return np.array(PILImage.fromarray(image).crop(edges).resize((size, size), PILImage.Resampling.BICUBIC))
 
 
 def positional(regions: Sequence[Region]) -> list[tuple[str, int]]:
@@ -112,8 +116,21 @@ def group_of(
 
     Transformations fill up what regions or questions leave. size: at most 20.
     """
-    sources = [region_pairs(image, regions, rng), question_pairs(image, questions, rng), []]
-    kept = [pairs for pairs in sources[:2] if pairs] + [[]]
+    sources = [region_pairs(image, regions, rng), question_pairs(image, questions, rng)]
+    kept = [pairs for pairs in sources if pairs] + [[]]  # the last one leaves all to transformations
     chosen = kept[int(rng.integers(len(kept)))][: size - 1]
     filled = transformation_pairs(image, size - 1 - len(chosen), rng) if len(chosen) < size - 1 else []
     return [Pair(Side(image), Side(None, caption)), *chosen, *filled]
+
+
+def sides_masks(
+    text: Tokens, has_image: Bool[Tensor, " sides"], num_codes: int, probability: float, rng: ExampleRNG
+) -> tuple[Bool[Tensor, "images num_codes"], Bool[Tensor, "sides length"]]:
+    """Mask image codes, of the sides that have an image, and text tokens but for end token and padding.
+
+    num_codes: of an image. rng: of every side.
+    """
+    words = mask_random((text.lengths - 1).tolist(), probability, rng, exact=False)
+    shown = ExampleRNG(rng.split(1).seeds[has_image.numpy()])
+    codes = mask_random([num_codes] * len(shown.seeds), probability, shown, exact=False)
+    return codes, F.pad(words, (0, text.ids.shape[1] - words.shape[1]))

@@ -46,12 +46,12 @@ def crop_to(image: Pixels, location: str) -> Pixels:
     row, column = location.split()
     left, top = int(PLACES[column] * (width - side)), int(PLACES[row] * (height - side))
     cropped = PILImage.fromarray(image).crop((left, top, left + side, top + side))
-    return np.asarray(cropped.resize((width, height), PILImage.Resampling.BICUBIC))
+    return np.array(cropped.resize((width, height), PILImage.Resampling.BICUBIC))
 
 
 def rotate(image: Pixels, angle: int, direction: str) -> Pixels:
     """Rotate about the center; the corners are black."""
-    return np.asarray(PILImage.fromarray(image).rotate(-angle if direction == "clockwise" else angle))
+    return np.array(PILImage.fromarray(image).rotate(-angle if direction == "clockwise" else angle))
 
 
 def adjust_color(image: Pixels, factors: Mapping[str, float]) -> tuple[str, Pixels]:
@@ -61,12 +61,12 @@ def adjust_color(image: Pixels, factors: Mapping[str, float]) -> tuple[str, Pixe
     for name, factor in factors.items():
         adjusted = ENHANCERS[name](adjusted).enhance(factor)
         words.append(f"{'increase' if factor > 1 else 'decrease'} {name} by factor {factor:g}")
-    return " and ".join(words), np.asarray(adjusted)
+    return " and ".join(words), np.array(adjusted)
 
 
 def to_gray(image: Pixels) -> Pixels:
     """Convert to the luma of ITU-R BT.601 in three channels."""
-    return np.asarray(ImageOps.grayscale(PILImage.fromarray(image)).convert("RGB"))
+    return np.array(ImageOps.grayscale(PILImage.fromarray(image)).convert("RGB"))
 
 
 def transformations(image: Pixels, family: Family, count: int, rng: np.random.Generator) -> list[Transformed]:

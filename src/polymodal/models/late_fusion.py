@@ -96,8 +96,7 @@ class FusionModule(nn.Module):
 class LateFusion(PairEncoder):
     """Two towers; the vectors of an image and of a text are fused at the end.
 
-    fusion: a `FusionModule` of un-normalized vectors (MLF), or None for the sum of the L2-normalized ones (score fusion,
-    SF). A missing image has the vector 0; a missing text is encoded as an empty one, as in the released code.
+    fusion: a `FusionModule` of un-normalized vectors (MLF), or None for the sum of normalized ones (score fusion, SF). A missing image has the vector 0; a missing text is encoded as an empty one, as in the released code.
     """
 
     def __init__(

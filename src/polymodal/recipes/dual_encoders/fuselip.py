@@ -1,25 +1,21 @@
 """FuseLIP: one transformer embeds an image, a text, or both, as a sequence of discrete image and text tokens.
 
 Dual encoders embed an image with a text by fusing two finished vectors. Here a frozen tokenizer turns the image into
-codes, the text tokens follow them in one vocabulary, and a single bidirectional transformer encodes the joint sequence,
-so that both interact in every layer; the end token is the embedding. Left and right sides of pairs (caption,
-transformation, region, question) are compared by the sigmoid loss, and masked tokens of both modalities are predicted
-in the same forward pass.
+codes, text tokens of the same vocabulary follow, and one bidirectional transformer encodes the joint sequence, so that
+both interact in every layer; the end token is the embedding. Left and right sides of pairs (caption, transformation,
+region, question) are compared by the sigmoid loss, and masked tokens of both modalities are predicted in the same
+forward pass. `--fusion sum` and `--fusion module` are the paper's baselines: a ViT and a text transformer, fused late.
 
-`--fusion sum` and `--fusion module` are the paper's late-fusion baselines: two towers (a ViT on pixels and a text
-transformer) on the same pairs.
+Differs from the paper in: the image tokenizer is a VQ-VAE with a code for each patch, which is trained first, not
+TiTok with 128 codes of the whole image; every image has as many pairs in a batch, one of them its caption, where the
+released code samples groups of 2 to 9 pairs, and for nine of ten images the caption alone; regions and questions are
+those of the corpus; the first image code can be masked. Edited images (HQ-Edit), questions written by an LLM, the
+end-of-image token (off in the released configuration), SugarCrepe and MMEB are left out.
 
-Differs from the paper in: the image tokenizer is a convolutional VQ-VAE with a code for each patch, which is trained
-first, in place of the released TiTok with 128 codes of the whole image; every image has the same number of pairs in a
-batch, its caption among them, where the released code samples groups of 2 to 9 pairs and nine tenths of single captions;
-regions and questions are the corpus's own; equal answers to questions about one image occur once, equal answers about
-different images are negatives, as in the released code. There is no corpus of edited images (HQ-Edit) and no end-of-image token,
-which the released configuration leaves off; SugarCrepe and MMEB are left out.
+The released code's mask_prediction_head is mlm_head, its mlm-loss-weight is mmm_weight, its FeatureFuseCLIP is
+models.late_fusion.LateFusion.
 
-The released code's mask_prediction_head is mlm_head, its mlm_probability and mlm-loss-weight are mlm_probability and
-mmm_weight, its FeatureFuseCLIP is models.late_fusion.LateFusion.
-
-Terms: joint vocabulary = FuseLIP.vocabulary, MMM (masked multimodal modelling) = losses.mmm, SigLIP loss =
+Terms: joint vocabulary = FuseLIP.vocabulary, MMM (masked multimodal modeling) = losses.mmm, SigLIP loss =
 losses.sigmoid, SF (score fusion) = --fusion sum, MLF (MagicLens fusion) = --fusion module, combined sampling =
 pairs_per_image, TGIT = evaluation.tasks.composed_retrieval.transformation_scores, OI-Pos =
 evaluation.tasks.composed_retrieval.region_scores, cc3m-aug = modalities.image_transformations.
@@ -30,7 +26,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -41,8 +36,7 @@ from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.questions import QuestionsColumn
 from polymodal.data.columns.regions import RegionsColumn
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.composed_pairs import InstructionTokenizer, group_of
-from polymodal.data.masks import mask_random
+from polymodal.data.composed_pairs import InstructionTokenizer, group_of, sides_masks, transformation_pairs
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
@@ -51,7 +45,7 @@ from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import eos_index, select_rows
 from polymodal.modalities.text import Tokens, bos_eos
-from polymodal.models.joint_vocabulary import JointVocabulary
+from polymodal.models.joint_vocabulary import JointVocabulary, codes_before_text, joined, values_of_sides
 from polymodal.models.late_fusion import FusionModule, LateFusion, PairEncoder, SidesBatch
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.rng import ExampleRNG
@@ -67,6 +61,7 @@ paper = Paper(
     arxiv="2506.03096",
     modalities=("image", "text"),
     code="chs20/fuselip@6a5766e6e8d70b0ad3255c440b236291ec781464",
+    parameters={"* !tokenizer.*": 67_734_787},  # of the released code's FuseLIP-B, without TiTok
 )
 
 TEXT, IMAGE = "text", "image"
@@ -81,15 +76,6 @@ class PairBatch(SidesBatch):
 
 class ImageBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
-
-
-def joined(codes: Tensor, text: Tensor, has_image: Bool[Tensor, " sides"], context_length: int) -> Tensor:
-    """Rows of image codes and then text, or of text alone where there is no image, at most so long.
-
-    codes: (sides, codes). text: (sides, length). Both are token ids, or both masks.
-    """
-    rows = torch.where(has_image[:, None], torch.cat([codes, text], 1), torch.cat([text, torch.zeros_like(codes)], 1))
-    return rows[:, :context_length]
 
 
 class FuseLIP(PairEncoder):
@@ -111,18 +97,11 @@ class FuseLIP(PairEncoder):
 
     def sequences(self, batch: SidesBatch) -> Tokens:
         """Joint sequences; where one is longer than the context, the end token is its last."""
-        text, has_image = batch["text"], batch["has_image"]
-        codes = (
-            self._of_sides(self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"])), has_image)
-            if len(batch["image"])
-            else text.ids.new_zeros(len(text), 0)
-        )
-        ids = joined(codes, text.ids, has_image, self.recipe.context_length)
-        full = text.lengths + has_image * codes.shape[1]
-        lengths = full.clamp(max=self.recipe.context_length)
-        last = torch.arange(ids.shape[1], device=ids.device) == lengths[:, None] - 1
-        ids = ids.masked_fill(last, self.marks[1])  # so that cut sequences, too, end in the end token
-        return Tokens(ids[:, : int(lengths.max())], lengths)
+        text, has_image, codes = batch["text"], batch["has_image"], batch["text"].ids[:, :0]
+        if len(batch["image"]):
+            entries = self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"]))
+            codes = values_of_sides(entries, has_image)
+        return codes_before_text(codes, text, has_image, self.recipe.context_length)
 
     def encode_sides(self, batch: SidesBatch) -> Float[Tensor, "sides dim"]:
         return F.normalize(self.encoder.pooled(self.sequences(batch)), dim=-1)
@@ -133,10 +112,10 @@ class FuseLIP(PairEncoder):
         if self.mlm_head is None:
             return {"sigmoid": self.contrast(self.encode_sides(batch))}
         tokens, has_image = self.sequences(batch), batch["has_image"]
-        masked_codes = self._of_sides(batch["masked_codes"], has_image)
-        mask = joined(masked_codes, batch["masked_text"], has_image, self.recipe.context_length)
+        masked_codes = values_of_sides(batch["masked_codes"], has_image)
+        mask = joined(masked_codes, batch["masked_text"], has_image)[:, : tokens.ids.shape[1]]
         position = torch.arange(tokens.ids.shape[1], device=mask.device)
-        mask = mask[:, : len(position)] & (position < tokens.lengths[:, None] - 1)  # never the end token, nor padding
+        mask &= position < tokens.lengths[:, None] - 1  # never the end token, nor padding
         masked = Tokens(tokens.ids.masked_fill(mask, self.mask_id), tokens.lengths)
         x, packing = self.encoder.hidden_states(masked)
         # The same forward pass gives the embedding of the masked input, and before the last norm the predictions.
@@ -147,10 +126,6 @@ class FuseLIP(PairEncoder):
         for part in (is_masked & is_left, is_masked & ~is_left):
             mmm = mmm + masked_cross_entropy(self.mlm_head(x[part], embedding), targets[part])
         return {"sigmoid": self.contrast(sides), "mmm": self.recipe.mmm_weight * mmm}
-
-    def _of_sides(self, values: Tensor, has_image: Bool[Tensor, " sides"]) -> Tensor:
-        """Values of images at the sides that have one; zeros elsewhere."""
-        return values.new_zeros(len(has_image), values.shape[1]).index_copy(0, has_image.nonzero().squeeze(1), values)
 
 
 class TwoTowers(LateFusion):
@@ -193,7 +168,7 @@ class Recipe(TrainingRecipe):
     mmm_weight: NonNegativeFloat = 0.25
     """Weight of MMM beside the sigmoid loss."""
     pairs_per_image: AtLeastTwo = 4
-    """Pairs of an image in a batch: one caption, and others of one image that are each other's negatives; at most 20."""
+    """Pairs of an image in a batch: its caption, and others that are each other's negatives; at most 20."""
     logit_scale_init: PositiveFloat = 10.0
     logit_bias_init: float = -5.0
     """Bias at the start: about -log(pairs of a batch); -10 in the paper."""
@@ -235,7 +210,9 @@ class Recipe(TrainingRecipe):
         }
 
     def build(self, processor: Processor) -> PairEncoder:
-        vocab_size, marks = processor.tokenizer.vocab_size, bos_eos(processor.tokenizer)
+        vocab_size = processor.tokenizer.vocab_size
+        with torch.device("cpu"):  # ids are read where modules are built without memory, too
+            marks = bos_eos(processor.tokenizer)
         if self.fusion == "early":
             return FuseLIP(self, vocab_size, marks)
         image = ImageEncoderConfig(self.image_size, self.patch_size, self.width, self.depth, self.num_heads).build()
@@ -244,12 +221,14 @@ class Recipe(TrainingRecipe):
         return TwoTowers(image, text, module, marks, self.logit_scale_init, self.logit_bias_init)
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
-        """Images for the tokenizer, half of them as the targets of transformations are."""
-        seen = [example[IMAGE] for example in examples]
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            pairs = group_of(example[IMAGE], "", (), (), 2, rng)
-            seen.append(pairs[1].right.image)
-        return {IMAGE: processor.image(seen)}
+        """Images for the tokenizer, and a transformation of each, as targets are."""
+        images = [example[IMAGE] for example in examples]
+        one_each = zip(images, example_rng.generators, strict=True)
+        return {
+            IMAGE: processor.image(
+                [*images, *(transformation_pairs(image, 1, rng)[0].right.image for image, rng in one_each)]
+            )
+        }
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairBatch:
         """The pairs of all images, left sides before right ones, with the tokens that are masked."""
@@ -260,19 +239,16 @@ class Recipe(TrainingRecipe):
             pairs += group_of(example[IMAGE], caption, regions, questions, self.pairs_per_image, rng)
         sides = [pair.left for pair in pairs] + [pair.right for pair in pairs]
         text = processor.text([side.text for side in sides])
-        of_pairs = example_rng.split(2 * self.pairs_per_image).seeds.reshape(-1, 2)
-        rng = ExampleRNG(of_pairs.T.flatten())  # of every side: an example has its numbers in any batch
-        has_image = np.array([side.image is not None for side in sides])
-        shown = ExampleRNG(rng.split(1).seeds[has_image])
-        lengths = (text.lengths - 1).tolist()  # all but the end token
-        masked_text = mask_random(lengths, self.mlm_probability, rng, exact=False)
-        masked_codes = mask_random([self.codes_per_image] * len(shown.seeds), self.mlm_probability, shown, exact=False)
+        has_image = torch.tensor([side.image is not None for side in sides])
+        rng = example_rng.split(2 * self.pairs_per_image)  # of every side: an example has its numbers in any batch
+        rng = ExampleRNG(rng.seeds.reshape(-1, 2).T.flatten())
+        codes, words = sides_masks(text, has_image, self.codes_per_image, self.mlm_probability, rng)
         return {
             IMAGE: processor.image([side.image for side in sides if side.image is not None]),
-            "has_image": torch.from_numpy(has_image),
+            "has_image": has_image,
             TEXT: text,
-            "masked_codes": masked_codes,
-            "masked_text": F.pad(masked_text, (0, text.ids.shape[1] - masked_text.shape[1])),
+            "masked_codes": codes,
+            "masked_text": words,
         }
 
     @classmethod
