@@ -9,20 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image as PILImage
-from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.masks import mask_random
+from polymodal.data.processor import Processor
 from polymodal.modalities.image_transformations import FAMILIES, FAMILY_WEIGHTS, INSTRUCTIONS, transformations
 from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region
-from polymodal.modalities.text import Tokenizer, Tokens
+from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
 
 Pixels = UInt8[np.ndarray, "size size 3"]
@@ -123,14 +123,26 @@ def group_of(
     return [Pair(Side(image), Side(None, caption)), *chosen, *filled]
 
 
-def sides_masks(
-    text: Tokens, has_image: Bool[Tensor, " sides"], num_codes: int, probability: float, rng: ExampleRNG
-) -> tuple[Bool[Tensor, "images num_codes"], Bool[Tensor, "sides length"]]:
-    """Mask image codes, of the sides that have an image, and text tokens but for end token and padding.
+def masked_sides(
+    pairs: Sequence[Pair], processor: Processor, num_codes: int, probability: float, rng: ExampleRNG
+) -> Any:
+    """Collate the sides of pairs, all left ones before all right ones, and choose what is masked of each.
 
-    num_codes: of an image. rng: of every side.
+    Image codes are masked, and text tokens but for end token and padding. num_codes: of an image. rng: of the examples,
+    each of which has as many pairs.
     """
-    words = mask_random((text.lengths - 1).tolist(), probability, rng, exact=False)
-    shown = ExampleRNG(rng.split(1).seeds[has_image.numpy()])
-    codes = mask_random([num_codes] * len(shown.seeds), probability, shown, exact=False)
-    return codes, F.pad(words, (0, text.ids.shape[1] - words.shape[1]))
+    sides = [pair.left for pair in pairs] + [pair.right for pair in pairs]
+    text = processor.text([side.text for side in sides])
+    has_image = torch.tensor([side.image is not None for side in sides])
+    per_example = 2 * len(pairs) // len(rng.seeds)
+    # An example has its numbers in any batch; they are put in the order of the sides.
+    of_sides = ExampleRNG(rng.split(per_example).seeds.reshape(-1, 2).T.flatten())
+    of_images = ExampleRNG(of_sides.split(1).seeds[has_image.numpy()])
+    words = mask_random((text.lengths - 1).tolist(), probability, of_sides, exact=False)
+    return {
+        "image": processor.image([side.image for side in sides if side.image is not None]),
+        "has_image": has_image,
+        "text": text,
+        "masked_codes": mask_random([num_codes] * len(of_images.seeds), probability, of_images, exact=False),
+        "masked_text": F.pad(words, (0, text.ids.shape[1] - words.shape[1])),
+    }

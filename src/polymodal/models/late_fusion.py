@@ -28,6 +28,13 @@ class SidesBatch(TypedDict):
     text: Tokens
 
 
+class PairBatch(SidesBatch):
+    """Sides of pairs, and the image codes and text tokens that are masked."""
+
+    masked_codes: Bool[Tensor, "images codes"]
+    masked_text: Bool[Tensor, "sides length"]
+
+
 class PairEncoder(nn.Module):
     """Embeds an image, a text, or both, and compares left and right sides of pairs by the sigmoid loss."""
 
@@ -96,7 +103,8 @@ class FusionModule(nn.Module):
 class LateFusion(PairEncoder):
     """Two towers; the vectors of an image and of a text are fused at the end.
 
-    fusion: a `FusionModule` of un-normalized vectors (MLF), or None for the sum of normalized ones (score fusion, SF). A missing image has the vector 0; a missing text is encoded as an empty one, as in the released code.
+    fusion: a `FusionModule` of un-normalized vectors (MLF), or None for the sum of normalized ones (score fusion, SF).
+    A missing image has the vector 0; a missing text is encoded as an empty one, as in the released code.
     """
 
     def __init__(

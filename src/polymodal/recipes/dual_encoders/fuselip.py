@@ -12,9 +12,6 @@ released code samples groups of 2 to 9 pairs, and for nine of ten images the cap
 those of the corpus; the first image code can be masked. Edited images (HQ-Edit), questions written by an LLM, the
 end-of-image token (off in the released configuration), SugarCrepe and MMEB are left out.
 
-The released code's mask_prediction_head is mlm_head, its mlm-loss-weight is mmm_weight, its FeatureFuseCLIP is
-models.late_fusion.LateFusion.
-
 Terms: joint vocabulary = FuseLIP.vocabulary, MMM (masked multimodal modeling) = losses.mmm, SigLIP loss =
 losses.sigmoid, SF (score fusion) = --fusion sum, MLF (MagicLens fusion) = --fusion module, combined sampling =
 pairs_per_image, TGIT = evaluation.tasks.composed_retrieval.transformation_scores, OI-Pos =
@@ -27,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +33,7 @@ from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.questions import QuestionsColumn
 from polymodal.data.columns.regions import RegionsColumn
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.composed_pairs import InstructionTokenizer, group_of, sides_masks, transformation_pairs
+from polymodal.data.composed_pairs import InstructionTokenizer, group_of, masked_sides, transformation_pairs
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
@@ -46,7 +43,7 @@ from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.transformer import eos_index, select_rows
 from polymodal.modalities.text import Tokens, bos_eos
 from polymodal.models.joint_vocabulary import JointVocabulary, codes_before_text, joined, values_of_sides
-from polymodal.models.late_fusion import FusionModule, LateFusion, PairEncoder, SidesBatch
+from polymodal.models.late_fusion import FusionModule, LateFusion, PairBatch, PairEncoder, SidesBatch
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
@@ -65,13 +62,6 @@ paper = Paper(
 )
 
 TEXT, IMAGE = "text", "image"
-
-
-class PairBatch(SidesBatch):
-    """Sides of pairs, and the image codes and text tokens that are masked."""
-
-    masked_codes: Bool[Tensor, "images codes"]
-    masked_text: Bool[Tensor, "sides length"]
 
 
 class ImageBatch(TypedDict):
@@ -170,15 +160,12 @@ class Recipe(TrainingRecipe):
     pairs_per_image: AtLeastTwo = 4
     """Pairs of an image in a batch: its caption, and others that are each other's negatives; at most 20."""
     logit_scale_init: PositiveFloat = 10.0
-    logit_bias_init: float = -5.0
-    """Bias at the start: about -log(pairs of a batch); -10 in the paper."""
+    logit_bias_init: float = -10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.context_length <= self.codes_per_image + 2:
-            raise UserError(
-                f"An image has {self.codes_per_image} codes; let --context-length be above {self.codes_per_image + 2}."
-            )
+            raise UserError(f"The codes of an image need --context-length above {self.codes_per_image + 2}.")
         if self.pairs_per_image > 20:
             raise UserError("--pairs-per-image is at most 20, as an image has no more different pairs.")
 
@@ -197,7 +184,7 @@ class Recipe(TrainingRecipe):
             return (Stage("pairs"),)
         names, first = ("encoder.*", "mlm_head.*", "logit_*"), self.tokenizer_fraction
         return (
-            Stage("image tokenizer", first, ("tokenizer.*",), batch="image_batch", losses="tokenizer_losses"),
+            Stage("image tokenizer", first, ("tokenizer.*",), {}, 2.0, batch="image_batch", losses="tokenizer_losses"),
             Stage("pairs", 1 - first, names),
         )
 
@@ -222,13 +209,9 @@ class Recipe(TrainingRecipe):
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
         """Images for the tokenizer, and a transformation of each, as targets are."""
-        images = [example[IMAGE] for example in examples]
-        one_each = zip(images, example_rng.generators, strict=True)
-        return {
-            IMAGE: processor.image(
-                [*images, *(transformation_pairs(image, 1, rng)[0].right.image for image, rng in one_each)]
-            )
-        }
+        images, rngs = [example[IMAGE] for example in examples], example_rng.generators
+        made = [transformation_pairs(*one)[0].right.image for one in zip(images, [1] * len(images), rngs, strict=True)]
+        return {IMAGE: processor.image([*images, *made])}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairBatch:
         """The pairs of all images, left sides before right ones, with the tokens that are masked."""
@@ -237,19 +220,7 @@ class Recipe(TrainingRecipe):
             caption = processor.text.sample_caption(example[TEXT], rng)
             regions, questions = example.get("regions", ()), example.get("questions", ())
             pairs += group_of(example[IMAGE], caption, regions, questions, self.pairs_per_image, rng)
-        sides = [pair.left for pair in pairs] + [pair.right for pair in pairs]
-        text = processor.text([side.text for side in sides])
-        has_image = torch.tensor([side.image is not None for side in sides])
-        rng = example_rng.split(2 * self.pairs_per_image)  # of every side: an example has its numbers in any batch
-        rng = ExampleRNG(rng.seeds.reshape(-1, 2).T.flatten())
-        codes, words = sides_masks(text, has_image, self.codes_per_image, self.mlm_probability, rng)
-        return {
-            IMAGE: processor.image([side.image for side in sides if side.image is not None]),
-            "has_image": has_image,
-            TEXT: text,
-            "masked_codes": codes,
-            "masked_text": words,
-        }
+        return masked_sides(pairs, processor, self.codes_per_image, self.mlm_probability, example_rng)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -258,11 +229,8 @@ class Recipe(TrainingRecipe):
             patch_size=16,
             tokenizer=ImageTokenizerConfig(codebook_size=16, codebook_dim=4, width=16),
             vocab_size=300,
-            context_length=48,
             width=16,
             depth=1,
-            num_heads=2,
-            pairs_per_image=3,
             batch_size=4,
             tokenizer_fraction=0.5,
         )
@@ -283,7 +251,6 @@ class Recipe(TrainingRecipe):
             depth=12,
             num_heads=8,
             batch_size=512,
-            logit_bias_init=-10.0,
             optimizer=OptimizerConfig(
                 learning_rate=1e-3, weight_decay=1.0, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.2, max_grad_norm=1.0
             ),
