@@ -47,6 +47,11 @@ class ExampleRNG:
         """The same numbers for several parts of each example, such as the frames of a clip, drawn anew."""
         return ExampleRNG(np.repeat(self.seeds, times))
 
+    def split(self, parts: int) -> ExampleRNG:
+        """Streams of their own for several parts of each example, such as its pairs; part after part of an example."""
+        part = np.tile(np.arange(1, parts + 1, dtype=np.uint64), len(self.seeds))
+        return ExampleRNG(splitmix64(np.repeat(self.seeds, parts) + part * np.uint64(_GOLDEN)))
+
     @cached_property
     def generators(self) -> list[np.random.Generator]:
         """One NumPy generator an example, for choices that are not one number each."""

@@ -71,9 +71,14 @@ class TextEncoder(Encoder):
 
     def forward(self, text: Tokens) -> tuple[Float[Tensor, "total width"], Packing, Float[Tensor, "batch width"]]:
         """Encode texts. Returns the packed tokens of all texts, their packing, and the pooled vectors."""
-        packing = Packing.of(text.mask)
-        x = self.norm_post(self.transformer(self._embedded(text, packing), packing))
+        x, packing = self.hidden_states(text)
+        x = self.norm_post(x)
         return x, packing, pool(x, packing, self.config.pool_type)
+
+    def hidden_states(self, text: Tokens) -> tuple[Float[Tensor, "total width"], Packing]:
+        """Return the packed tokens before the last norm, and their packing."""
+        packing = Packing.of(text.mask)
+        return self.transformer(self._embedded(text, packing), packing), packing
 
     def pooled(self, text: Tokens) -> Float[Tensor, "batch width"]:
         """Return the pooled vectors; with EOS or CLS pooling, the last block computes these tokens only."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from polymodal.data.sequence import TEXT
 from polymodal.errors import UserError
+from polymodal.modalities.text import Tokens
 
 
 class CodeFormat(NamedTuple):
@@ -50,3 +51,28 @@ class JointVocabulary:
         """The index of each entry's modality."""
         bounds = torch.tensor([*self.offsets.values()][1:], device=ids.device)
         return torch.bucketize(ids, bounds, right=True)
+
+
+def values_of_sides(values: Tensor, has_image: Bool[Tensor, " sides"]) -> Tensor:
+    """Return what images have, such as codes, at the rows that have an image, and zeros at the others."""
+    return values.new_zeros(len(has_image), *values.shape[1:]).index_copy(0, has_image.nonzero().squeeze(1), values)
+
+
+def joined(codes: Tensor, text: Tensor, has_image: Bool[Tensor, " sides"]) -> Tensor:
+    """Return rows of image codes and then text, or of text alone where there is no image.
+
+    codes: (sides, codes). text: (sides, length). Both are token ids, or both are masks.
+    """
+    alone = torch.cat([text, torch.zeros_like(codes)], dim=1)
+    return torch.where(has_image[:, None], torch.cat([codes, text], dim=1), alone)
+
+
+def codes_before_text(
+    codes: Int[Tensor, "sides codes"], text: Tokens, has_image: Bool[Tensor, " sides"], context_length: int
+) -> Tokens:
+    """Return joint sequences; where one is longer than the context, the end token is its last (FuseLIP)."""
+    end = text.ids.gather(1, text.lengths[:, None] - 1)
+    lengths = (text.lengths + has_image * codes.shape[1]).clamp(max=context_length)
+    ids = joined(codes, text.ids, has_image)[:, : int(lengths.max())]
+    last = torch.arange(ids.shape[1], device=ids.device) == lengths[:, None] - 1
+    return Tokens(torch.where(last, end, ids), lengths)

@@ -1,0 +1,179 @@
+"""Composed queries, an image with a text: what a transformation makes of it (TGIT), which region, which answer.
+
+Candidates are of the same image: the results of other operations, or the crops of its other objects, so that neither
+the image nor the text alone finds the right one (FuseLIP, Schlarmann et al. 2025, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polymodal.data.composed_pairs import Pair, Pixels, Side, positional, region_pairs
+from polymodal.data.loader import Reader
+from polymodal.data.processor import Processor
+from polymodal.evaluation.panels import EXAMPLES, TOP, Panel, Panels, clipped, image_panel
+from polymodal.evaluation.retrieval import METRICS
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image
+from polymodal.modalities.image_transformations import EVALUATED, FAMILIES, Family, transformations
+from polymodal.training.run import answers, embed
+from polymodal.types import Batch
+
+MAX_IMAGES = 100  # of a split, each with up to 43 queries
+MAX_QUESTIONS = 400  # images of a split with their questions
+
+
+@runtime_checkable
+class EmbedsComposed(Protocol):
+    """Capability: one L2-normalized vector of an image and a text together, comparable with those of `embed`."""
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]: ...
+
+    def embed_composed(self, batch: Batch) -> Tensor: ...
+
+
+def transformed(image: Pixels, family: Family, number: int) -> list[Pair]:
+    """All operations of a family on an image as pairs. number: of the image, which seeds their order and factors."""
+    made = transformations(image, family, EVALUATED[family], np.random.default_rng(number))
+    return [Pair(Side(one.source, one.instruction), Side(one.target)) for one in made]
+
+
+def similarities(
+    method: nn.Module, processor: Processor, groups: Sequence[Sequence[Pair]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Of each group, the similarity of every query to the distinct targets of the group, and which of them is right."""
+    pairs = [pair for group in groups for pair in group]
+    columns = {"image": [pair.left.image for pair in pairs], "text": [pair.left.text for pair in pairs]}
+    queries = torch.cat(answers(method, processor, "embed_composed", columns))
+    targets = embed(method, processor, image=[pair.right.image for pair in pairs])["image"]
+    found, start = [], 0
+    for group in groups:
+        own = slice(start, start + len(group))
+        seen: dict[bytes, int] = {}
+        of_query = [seen.setdefault(np.ascontiguousarray(pair.right.image).tobytes(), len(seen)) for pair in group]
+        first = torch.tensor([start + of_query.index(number) for number in range(len(seen))])
+        found.append((queries[own] @ targets[first].T, torch.tensor(of_query)))
+        start = own.stop
+    return found
+
+
+def first_place(similarity: Tensor, right: Tensor) -> np.ndarray:
+    """Return whether the right target of each query is more similar than all others; a tie is wrong."""
+    best = similarity.gather(1, right[:, None])
+    return ((similarity >= best).sum(1) == 1).float().numpy()
+
+
+def recall(name: str, found: Sequence[tuple[Tensor, Tensor]]) -> list[Score]:
+    """R@1, averaged over the queries of a group, which is the unit; groups of one candidate are left out."""
+    kept = [one for one in found if one[0].shape[1] > 1]
+    if not kept:
+        return []
+    chance = float(np.mean([1 / similarity.shape[1] for similarity, _ in kept]))
+    return [Score(f"{name}/R@1", np.array([first_place(*one).mean() for one in kept]), chance)]
+
+
+def transformation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """Text-guided image transformation retrieval (TGIT): R@1 by family, and over the families of each image."""
+    rows, examples = reader.read_split(split, MAX_IMAGES)
+    images = list(zip(rows.tolist(), [example["image"] for example in examples], strict=True))
+    scores = []
+    for family in FAMILIES:
+        groups = [transformed(image, family, row) for row, image in images]
+        # An image that an operation leaves as it is has no query that could be right.
+        scores += recall(f"{split}/tgit/{family}", similarities(method, processor, groups))
+    if not scores:
+        return []
+    chance = float(np.mean([score.chance for score in scores if score.chance is not None]))
+    if len({len(score.clusters) for score in scores}) > 1:
+        return scores
+    return [Score(f"{split}/tgit/R@1", np.mean([score.clusters for score in scores], axis=0), chance), *scores]
+
+
+def region_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """R@1 among the crops of an image: by place, 'the left object' (OI-Pos), and by name (VG-Crop)."""
+    if "regions" not in processor.columns or "regions" in processor.unread:
+        return []
+    _, examples = reader.read_split(split, MAX_QUESTIONS)
+    by_place, by_name = [], []
+    for example in examples:
+        regions = example.get("regions", ())
+        places = {text for text, _ in positional(regions)}
+        pairs = region_pairs(example["image"], regions, np.random.default_rng(0))
+        named = [pair for pair in pairs if pair.left.text not in places]
+        by_name.append(named)
+        # All crops of the image are candidates: those by place are among those by name.
+        by_place.append([pair for pair in pairs if pair.left.text in places] + named if places else [])
+    scores = []
+    for name, groups, count in (("oi_pos", by_place, 2), ("vg_crop", by_name, None)):
+        kept = [group for group in groups if len(group) > 1]
+        if kept:
+            found = [(one[:count], right[:count]) for one, right in similarities(method, processor, kept)]
+            scores += recall(f"{split}/{name}", found)
+    return scores
+
+
+def question_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+    """VQA as retrieval: the answer is sought among all answers of the split to questions of the same kind."""
+    if "questions" not in processor.columns or "questions" in processor.unread:
+        return []
+    _, examples = reader.read_split(split, MAX_QUESTIONS)
+    asked = [(n, example["image"], q) for n, example in enumerate(examples) for q in example.get("questions", ())]
+    kinds: dict[str, list[str]] = {}
+    for _, _, question in asked:
+        kinds.setdefault(question.kind, [])
+        kinds[question.kind] += [a for a in question.references if a not in kinds[question.kind]]
+    asked = [one for one in asked if len(kinds[one[2].kind]) > 1]
+    if not asked:
+        return []
+    columns = {"image": [image for _, image, _ in asked], "text": [question.question for _, _, question in asked]}
+    queries = torch.cat(answers(method, processor, "embed_composed", columns))
+    texts = sorted({answer for found in kinds.values() for answer in found})
+    of_text = dict(zip(texts, embed(method, processor, text=texts)["text"], strict=True))
+    right: dict[int, list[float]] = {}
+    for query, (number, _, question) in zip(queries, asked, strict=True):
+        candidates = kinds[question.kind]
+        best = int((torch.stack([of_text[one] for one in candidates]) @ query).argmax())
+        right.setdefault(number, []).append(float(candidates[best] in question.references))
+    chance = float(np.mean([len({*q.references}) / len(kinds[q.kind]) for _, _, q in asked]))
+    return [Score(f"{split}/vqa_retrieval/accuracy", np.array([np.mean(one) for one in right.values()]), chance)]
+
+
+def scores(inputs: TaskInputs) -> list[Score]:
+    """All kinds of composed queries that the corpus has."""
+    kinds = (transformation_scores, region_scores, question_scores)
+    return [score for kind in kinds for score in inputs.over_test_splits(kind)]
+
+
+def plot(inputs: TaskInputs) -> Panels:
+    """Images with an instruction, and the results of operations of the same family, the most similar first."""
+    rows, examples = inputs.test_examples(EXAMPLES)
+    families = [FAMILIES[number % len(FAMILIES)] for number in (0, 3, 1, 2)]
+    grid: list[list[Panel]] = []
+    for row, example, family in zip(rows.tolist(), examples, families, strict=False):
+        group = transformed(example["image"], family, row)
+        similarity, right = similarities(inputs.method, inputs.processor, [group])[0]
+        of_target = [right.tolist().index(number) for number in range(similarity.shape[1])]
+        line = [image_panel(group[0].left.image, clipped(group[0].left.text, 26, 3))]
+        for place, number in enumerate(similarity[0].argsort(descending=True, stable=True)[:TOP].tolist(), start=1):
+            target = group[of_target[number]].right.image
+            line.append(image_panel(target, f"rank {place}", number == int(right[0])))
+        grid.append(line)
+    return Panels(grid, "Image and instruction, and the most similar results; green: correct", [1.6, *[1.0] * TOP])
+
+
+task = Task(
+    capability=EmbedsComposed,
+    requires=((Image,),),
+    order=86,
+    score=scores,
+    plot=plot,
+    metrics=METRICS | {"accuracy": MetricKind()},
+    headline=("tgit/R@1", "oi_pos/R@1", "vg_crop/R@1", "vqa_retrieval/accuracy"),
+    forward_methods=("embed", "embed_composed"),
+)
