@@ -10,6 +10,16 @@ import numpy as np
 from jaxtyping import Float
 
 QUALITY_LEVELS = ("bad", "poor", "fair", "good", "perfect")  # ascending
+# Prompts in ascending order (released code); the first group stands alone without prompt ensemble.
+PROMPT_GROUPS = (
+    tuple(f"{level} image" for level in QUALITY_LEVELS),
+    ("extremely blurry image", "blurry image", "fair image", "sharp image", "extremely sharp image"),
+    ("extremely noisy image", "noisy image", "fair image", "noise-free image", "extremely noise-free image"),
+    (
+        *("extremely low-quality image", "low-quality image", "fair image", "high-quality image"),
+        "extremely high-quality image",
+    ),
+)
 # Synonyms of each level for texts that are generated without a language model.
 SYNONYMS = (
     ("bad", "terrible"),

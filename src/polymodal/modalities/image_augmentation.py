@@ -171,3 +171,14 @@ def center_crop(image: Float[Tensor, "batch 3 height width"], size: int) -> Floa
     """Cut a square of `size` pixels out of the center, without resizing."""
     top, left = ((side - size) // 2 for side in image.shape[-2:])
     return image[..., top : top + size, left : left + size]
+
+
+def random_crops(
+    image: Float[Tensor, "batch 3 height width"], size: int, count: int, seed: int = 0
+) -> list[Float[Tensor, "batch 3 size size"]]:
+    """Cut squares of `size` pixels out at places that are random and the same for all images; one, if it is all."""
+    generator = torch.Generator().manual_seed(seed)
+    room = [side - size + 1 for side in image.shape[-2:]]
+    places = [[int(torch.randint(one, (), generator=generator)) for one in room] for _ in range(count)]
+    some = places if max(room) > 1 else [[0, 0]]
+    return [image[..., top : top + size, left : left + size] for top, left in some]

@@ -86,11 +86,14 @@ class ScoresColumn(BaseColumn):
             }
         return found
 
-    def place(self, name: str) -> int:
-        """Return the place of a score. Raises UserError for an unknown name."""
-        if name not in self.names:
-            raise unknown("score", name, self.names)
-        return list(self.names).index(name)
+    def rows_with(self, corpus: Corpus, split: str, names: Sequence[str]) -> np.ndarray:
+        """Return the rows of a split with one of these scores; all without names. Raises UserError for unknown ones."""
+        for name in names:
+            if name not in self.names:
+                raise unknown("score", name, self.names)
+        rows, values = self.of_split(corpus, split)
+        places = [place for place, name in enumerate(self.names) if name in names]
+        return rows[~np.isnan(values[:, places]).all(1)] if names else rows
 
     def __call__(self, values: list[Float[np.ndarray, " scores"]]) -> Float[Tensor, "batch scores"]:
         return torch.from_numpy(np.stack(values))

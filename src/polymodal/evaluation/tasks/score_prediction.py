@@ -16,7 +16,7 @@ from polymodal.data.processor import Processor
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.panels import EXAMPLES, Panels, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score, group_numbers
-from polymodal.evaluation.task import Task, TaskInputs, has_names
+from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Table
 from polymodal.training.run import answers, embed
 from polymodal.types import Batch
@@ -134,12 +134,12 @@ def plot(inputs: TaskInputs) -> Panels:
 
 
 def _has_scores(inputs: TaskInputs) -> bool:
-    return has_names(inputs.processor, "columns") and "scores" in inputs.processor.columns
+    read = getattr(inputs.processor, "columns", {})
+    return "scores" in read and inputs.corpus.has_modality(Image) and inputs.corpus.has_modality(Table)
 
 
 task = Task(
     capability=CanPredictScores,
-    requires=((Image, Table),),
     condition=_has_scores,
     order=5,
     score=lambda inputs: inputs.over_test_splits(prediction_scores),

@@ -17,7 +17,8 @@ median over ten.
 
 Terms: generated text = data.rated_texts.texts_of_score, purification (AR and IR) = data.rated_texts.purified, unified
 pre-training = Recipe.stages, multi-cue adapter = layers.residual_adapter.ResidualAdapter, score levels =
-layers.expected_score.ExpectedScore, prompt ensemble = PROMPT_GROUPS, zero-shot = UniQA.zero_shot_scores.
+layers.expected_score.ExpectedScore, prompt ensemble = data.rated_texts.PROMPT_GROUPS, zero-shot =
+UniQA.zero_shot_scores.
 """
 
 from __future__ import annotations
@@ -40,20 +41,21 @@ from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.rated_texts import CommentsColumn, CommentSelection, RatedTextColumn
 from polymodal.data.columns.scores import ScoresColumn
 from polymodal.data.processor import Declared, Optional, Processor
-from polymodal.data.rated_texts import QUALITY_LEVELS
+from polymodal.data.rated_texts import PROMPT_GROUPS, QUALITY_LEVELS
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import clip
 from polymodal.encoders.text_similarity import text_similarity
 from polymodal.errors import UserError
 from polymodal.layers.expected_score import ExpectedScore
 from polymodal.layers.residual_adapter import ResidualAdapter
-from polymodal.modalities.image_augmentation import center_crop, random_crop
+from polymodal.modalities.image_augmentation import center_crop, random_crop, random_crops
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.modalities.text_augmentation import without_words
 from polymodal.models.dual_encoder import TokenEmbeddings
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.multi_positive import multi_positive_info_nce
-from polymodal.objectives.reduction import global_mean, mean_over
+from polymodal.objectives.reduction import mean_over
+from polymodal.objectives.regression import masked_mse
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
@@ -68,16 +70,6 @@ paper = Paper(
     modalities=("image", "text"),
     code="zht8506/UniQA@964145990ca45c57822f5cd5e033587d580be6be",
     parameters={"* !adapters.*": 149_620_737},  # CLIP ViT-B/16, of the released weights
-)
-
-PROMPT_GROUPS = (  # in ascending order; the first alone without prompt ensemble
-    tuple(f"{level} image" for level in QUALITY_LEVELS),
-    ("extremely blurry image", "blurry image", "fair image", "sharp image", "extremely sharp image"),
-    ("extremely noisy image", "noisy image", "fair image", "noise-free image", "extremely noise-free image"),
-    (
-        *("extremely low-quality image", "low-quality image", "fair image", "high-quality image"),
-        "extremely high-quality image",
-    ),
 )
 
 
@@ -106,15 +98,13 @@ class UniQA(DualEncoder):
         self.register_buffer("prompt_ids", prompts.ids, persistent=False)
         self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
         self.adapters = nn.ModuleList(
-            nn.ModuleDict({"adapter": ResidualAdapter(recipe.embed_dim, recipe.reduction), "head": ExpectedScore()})
-            for _ in scores
+            nn.ModuleDict({"adapter": ResidualAdapter(recipe.embed_dim), "head": ExpectedScore()}) for _ in scores
         )
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
         """Encode a modality; of images that are larger than a crop, the center."""
-        return super().encode_modality(
-            name, center_crop(value, self.recipe.image.image_size) if name == "image" else value
-        )
+        size = self.recipe.image.image_size
+        return super().encode_modality(name, center_crop(value, size) if name == "image" else value)
 
     def encode_tokens(self, name: str, value: Any) -> TokenEmbeddings:
         """Encode a modality with its tokens; images are resized, so that patches are those of the whole image."""
@@ -140,39 +130,33 @@ class UniQA(DualEncoder):
     @mean_over("score_counts")
     def score_losses(self, batch: RatedBatch) -> dict[str, Tensor]:
         """mse_NAME: mean squared error of each score, over the images that have it."""
-        predicted, losses = self._scores(batch["image"], trained=True), {}
-        for place, name in enumerate(self.scores):
-            truth = batch["scores"][:, place]
-            error = torch.where(truth.isnan(), 0.0, predicted[:, place] - truth.nan_to_num())
-            losses[f"mse_{name}"] = global_mean(error.square().sum(), (~truth.isnan()).sum())
-        return losses
+        predicted, scores = self._scores(batch["image"], trained=True), batch["scores"]
+        return {f"mse_{name}": masked_mse(predicted[:, n], scores[:, n]) for n, name in enumerate(self.scores)}
 
     def score_counts(self, batch: RatedBatch) -> dict[str, Tensor]:
         counts = (~batch["scores"].isnan()).sum(0)
-        return {f"mse_{name}": counts[place] for place, name in enumerate(self.scores)}
+        return {f"mse_{name}": counts[n] for n, name in enumerate(self.scores)}
 
     def predict_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
         """Return scores on the scale 0 to 1: of each image, the mean over crops at random places."""
-        return self._over_crops(batch["image"], trained=True)
+        return torch.stack([self._scores(crop, trained=True) for crop in self._crops(batch["image"])]).mean(0)
 
     def zero_shot_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
         """Return scores without adapter, of the levels before training; equal for all scores."""
-        return self._over_crops(batch["image"], trained=False)
+        return torch.stack([self._scores(crop, trained=False) for crop in self._crops(batch["image"])]).mean(0)
 
-    def _over_crops(self, image: Tensor, trained: bool) -> Float[Tensor, "batch scores"]:
-        size, generator = self.recipe.image.image_size, torch.Generator().manual_seed(0)
-        room = [side - size + 1 for side in image.shape[-2:]]
-        count = self.recipe.num_crops if max(room) > 1 else 1
-        predicted = []
-        for _ in range(count):
-            top, left = (int(torch.randint(one, (), generator=generator)) for one in room)
-            crop = image[..., top : top + size, left : left + size]
-            predicted.append(self._scores(crop, trained))
-        return torch.stack(predicted).mean(0)
+    def _crops(self, image: Tensor) -> list[Tensor]:
+        return random_crops(image, self.recipe.image.image_size, self.recipe.num_crops)
 
     def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
-        features = self.image_projection(self.image_encoder.pooled(crop))  # not normalized
+        features = self.image_projection(self.image_encoder.pooled(crop))
         prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
+        return self.expected_scores(features, prompts, trained)
+
+    def expected_scores(
+        self, features: Float[Tensor, "batch dim"], prompts: Float[Tensor, "prompts dim"], trained: bool = True
+    ) -> Float[Tensor, "batch scores"]:
+        """Return scores. features: projected, not normalized. prompts: embeddings. trained: by adapter and levels."""
         found = []
         for one in self.adapters:
             # f' = f + A(f), normalized; p = softmax(scale f' . t) in each group; the mean of sum_l p_l w_l.
@@ -185,11 +169,11 @@ class UniQA(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    image: ImageEncoderConfig = ImageEncoderConfig(image_size=48, stem=(32, 64, 128), width=128, depth=1)
+    image: ImageEncoderConfig = ImageEncoderConfig(image_size=48, stem=(24, 48, 96), width=128, depth=1)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     word_dropout: UnitInterval = 0.0
     """Probability with which a word of a text is left out while training."""
-    load_size: PositiveInt = 64
+    load_size: PositiveInt = 96
     """Side in pixels to which images are resized before crops of `image.image_size` are cut out of them."""
     hflip_prob: UnitInterval = 0.5
     """Probability of a horizontal flip."""
@@ -215,10 +199,8 @@ class Recipe(DualEncoderRecipe):
     """Labelled training images of each score that the adapter is trained on; 0: all."""
     adapter_fraction: UnitInterval = 0.3
     """Fraction of the budget for the adapter; 0: pre-training alone, 1: on encoders of --init."""
-    adapter_lr_scale: PositiveFloat = 1.0
+    adapter_lr_scale: PositiveFloat = 0.2
     """Learning rate of the adapter, relative to pre-training."""
-    reduction: PositiveInt = 2
-    """Width of the embedding, divided by the adapter's bottleneck."""
     prompt_ensemble: bool = False
     """Whether prompts of blur, noise and low quality are averaged with those of the level."""
 
@@ -233,8 +215,7 @@ class Recipe(DualEncoderRecipe):
         return [prompt for group in PROMPT_GROUPS[: None if self.prompt_ensemble else 1] for prompt in group]
 
     def build(self, processor: Processor) -> UniQA:
-        names = processor.scores.names
-        return UniQA(self, processor.text(self.prompts), processor.tokenizer.vocab_size, names)
+        return UniQA(self, processor.text(self.prompts), processor.tokenizer.vocab_size, processor.scores.names)
 
     def stages(self) -> tuple[Stage, ...]:
         adapter = Stage("adapter", self.adapter_fraction, ("adapters.*",), lr_scale=self.adapter_lr_scale)
@@ -246,9 +227,7 @@ class Recipe(DualEncoderRecipe):
 
     def pretraining_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
         """Return the training rows with one of the `pretraining_scores`."""
-        rows, values = processor.scores.of_split(corpus, "train")
-        chosen = [processor.scores.place(name) for name in self.pretraining_scores]
-        return rows[~np.isnan(values[:, chosen]).all(1)] if chosen else rows
+        return processor.scores.rows_with(corpus, "train", self.pretraining_scores)
 
     def labelled_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
         """Return the labelled training rows of all scores, again and again until they fill a batch."""
