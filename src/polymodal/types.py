@@ -111,10 +111,11 @@ class Stage:
     fraction: of the budget, relative to the other stages. trainable: shell patterns of parameter names; all others are
     frozen: no gradient, no optimizer state. loss_weights: factors of named losses, 1 where not named; 0 leaves a loss
     out. lr_scale: factor of the recipe's learning rate. lr_scales: further factors by shell patterns of names, of
-    which the first that fits counts. corpus: opens the stage's data, by default the run's. batch: the method of the
-    recipe that makes the stage's batches. losses: the method of the nn.Module that computes the named losses of such a
-    batch. on_start: the method of the nn.Module that changes it before the stage's first step, or a function of the
-    module, such as `training.initialization.from_run("runs/clip")`.
+    which the first that fits counts. corpus: opens the stage's data, by default the run's. rows: the method of the
+    recipe that selects the stage's training rows, from a corpus and the processor; by default all. batch: the method of
+    the recipe that makes the stage's batches. losses: the method of the nn.Module that computes the named losses of
+    such a batch. on_start: the method of the nn.Module that changes it before the stage's first step, or a function of
+    the module, such as `training.initialization.from_run("runs/clip")`.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Stage:
     lr_scale: float = 1.0
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     corpus: Callable[[], Corpus] | None = None
+    rows: str | None = None
     batch: str = "training_batch"
     losses: str = "losses"
     on_start: str | Callable[[nn.Module], object] | None = None

@@ -151,3 +151,34 @@ def gaussian_blur(
     x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel[:, :, None], groups=batch * channels)
     x = F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel[..., None], groups=batch * channels)
     return x.reshape(image.shape)
+
+
+def random_crop(
+    image: Float[Tensor, "batch 3 height width"], size: int, flip_prob: float, example_rng: ExampleRNG
+) -> Float[Tensor, "batch 3 size size"]:
+    """Cut a square of `size` pixels out of each image at random, without resizing, and flip it horizontally."""
+    batch, _, height, width = image.shape
+    top = (example_rng.uniform() * (height - size + 1)).long()
+    left = (example_rng.uniform() * (width - size + 1)).long()
+    flip = example_rng.uniform() < flip_prob
+    rows = top[:, None] + torch.arange(size)
+    columns = left[:, None] + torch.arange(size)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    return image[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def center_crop(image: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 size size"]:
+    """Cut a square of `size` pixels out of the center, without resizing."""
+    top, left = ((side - size) // 2 for side in image.shape[-2:])
+    return image[..., top : top + size, left : left + size]
+
+
+def random_crops(
+    image: Float[Tensor, "batch 3 height width"], size: int, count: int, seed: int = 0
+) -> list[Float[Tensor, "batch 3 size size"]]:
+    """Cut squares of `size` pixels out at places that are random and the same for all images; one, if it is all."""
+    generator = torch.Generator().manual_seed(seed)
+    room = [side - size + 1 for side in image.shape[-2:]]
+    places = [[int(torch.randint(one, (), generator=generator)) for one in room] for _ in range(count)]
+    some = places if max(room) > 1 else [[0, 0]]
+    return [image[..., top : top + size, left : left + size] for top, left in some]

@@ -116,9 +116,13 @@ class StageSetup:
         return ActiveStage(stage, data, losses_of, averages_itself, flops_an_example, optimizer)
 
     def _open_data(self, stage: Stage, number: int, skipped: dict[str, str]) -> TrainingData:
-        """Open the batches of a stage: of its own corpus, or of the run's."""
+        """Open the batches of a stage: of its own corpus or the run's, all training rows or those that it selects."""
         recipe, world, runtime = self.recipe, self.world, self.runtime
-        reader = Reader(self.corpus if stage.corpus is None else stage.corpus(), self.run.processor)
+        corpus = self.corpus if stage.corpus is None else stage.corpus()
+        if stage.rows is not None:
+            rows = getattr(recipe, stage.rows)(corpus, self.run.processor)
+            corpus = corpus.with_splits({**corpus.splits, "train": rows})
+        reader = Reader(corpus, self.run.processor)
         reader.skipped |= skipped
         threads = runtime.num_threads if runtime.num_threads is not None else 0 if world.device.type == "cpu" else 4
         return TrainingData(

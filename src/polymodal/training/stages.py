@@ -118,6 +118,8 @@ def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
 
 def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, str]]:
     yield recipe, stage.batch, "batch"
+    if stage.rows is not None:
+        yield recipe, stage.rows, "rows"
     yield method, stage.losses, "losses"
     if (counts := getattr(getattr(type(method), stage.losses, None), "counts", None)) is not None:
         yield method, counts, "counts"

@@ -1,0 +1,293 @@
+"""UniQA: one vision-language pre-training for quality and aesthetics of images, and scores from ordered prompts.
+
+A dual encoder is trained on images with texts about their quality and their aesthetics, which a language model wrote
+for their scores, and on comments of users, of which those are kept that are long and similar to the generated text
+(AR + IR). It is then frozen: a residual adapter on the image vector and the softmax over the prompts "bad image" to
+"perfect image" give the score, the expectation of learned levels, which is trained by few labelled images.
+
+Checked against the released code, pyiqa/archs/uniqa_arch.py. Differs from it and the paper in: no language model is
+called: texts are those of a column of descriptions, else made of the scores by templates (the prompt for a language
+model is data.rated_texts.instruction); relevance is the cosine of TF-IDF vectors, or of a pretrained text encoder with
+--relevance-encoder; a text of an image with comments is its description or a comment, each with probability 1/2, where
+the released code lists the image twice; pre-training crops images as the adapter's training does, where the released
+code resizes them to 224 px; there is no ResNet-50, the paper's default; all scores have adapters of their own on one
+encoder, in one run, whose checkpoint holds the frozen encoders, too; the adapter's stage has the batch size and the
+optimizer settings of pre-training, with another learning rate; images are loaded as squares; one split in place of the
+median over ten.
+
+Terms: generated text = data.rated_texts.texts_of_score, purification (AR and IR) = data.rated_texts.purified, unified
+pre-training = Recipe.stages, multi-cue adapter = layers.residual_adapter.ResidualAdapter, score levels =
+layers.expected_score.ExpectedScore, prompt ensemble = data.rated_texts.PROMPT_GROUPS, zero-shot =
+UniQA.zero_shot_scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.rated_texts import CommentsColumn, CommentSelection, RatedTextColumn
+from polymodal.data.columns.scores import ScoresColumn
+from polymodal.data.processor import Declared, Optional, Processor
+from polymodal.data.rated_texts import PROMPT_GROUPS, QUALITY_LEVELS
+from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.presets import clip
+from polymodal.encoders.text_similarity import text_similarity
+from polymodal.errors import UserError
+from polymodal.layers.expected_score import ExpectedScore
+from polymodal.layers.residual_adapter import ResidualAdapter
+from polymodal.modalities.image_augmentation import center_crop, random_crop, random_crops
+from polymodal.modalities.text import Tokens, text_ids
+from polymodal.modalities.text_augmentation import without_words
+from polymodal.models.dual_encoder import TokenEmbeddings
+from polymodal.objectives.contrastive import info_nce
+from polymodal.objectives.multi_positive import multi_positive_info_nce
+from polymodal.objectives.reduction import mean_over
+from polymodal.objectives.regression import masked_mse
+from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
+from polymodal.rng import ExampleRNG
+from polymodal.training.grad_cache import two_halves
+from polymodal.training.optimizer import OptimizerConfig
+from polymodal.types import Example, Paper, Stage
+
+paper = Paper(
+    slug="uniqa",
+    title="UniQA: Unified Vision-Language Pre-training for Image Quality and Aesthetic Assessment",
+    year=2024,
+    arxiv="2406.01069",
+    modalities=("image", "text"),
+    code="zht8506/UniQA@964145990ca45c57822f5cd5e033587d580be6be",
+    parameters={"* !adapters.*": 149_620_737},  # CLIP ViT-B/16, of the released weights
+)
+
+
+class RatedTextBatch(ImageTextBatch):
+    """text_ids: equal for equal texts."""
+
+    text_ids: Float[Tensor, " batch"]
+
+
+class RatedBatch(TypedDict):
+    """scores: 0 to 1, NaN where there is none."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    scores: Float[Tensor, "batch scores"]
+
+
+class UniQA(DualEncoder):
+    """adapters: for each score, the residual adapter and the levels of the prompts."""
+
+    prompt_ids: Tensor
+    prompt_lengths: Tensor
+
+    def __init__(self, recipe: Recipe, prompts: Tokens, vocabulary: int, scores: Sequence[str]):
+        super().__init__(recipe, vocabulary)
+        self.recipe, self.scores, self.special_tokens = recipe, tuple(scores), prompts.special_tokens
+        self.register_buffer("prompt_ids", prompts.ids, persistent=False)
+        self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
+        self.adapters = nn.ModuleList(
+            nn.ModuleDict({"adapter": ResidualAdapter(recipe.embed_dim), "head": ExpectedScore()}) for _ in scores
+        )
+
+    def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
+        """Encode a modality; of images that are larger than a crop, the center."""
+        size = self.recipe.image.image_size
+        return super().encode_modality(name, center_crop(value, size) if name == "image" else value)
+
+    def encode_tokens(self, name: str, value: Any) -> TokenEmbeddings:
+        """Encode a modality with its tokens; images are resized, so that patches are those of the whole image."""
+        if name == "image":
+            value = F.interpolate(value, (self.recipe.image.image_size,) * 2, mode="bilinear", antialias=True)
+        return super().encode_tokens(name, value)
+
+    def encode(self, batch: RatedTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        return {**self.embed(batch), "text_ids": batch["text_ids"]}
+
+    def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """contrastive: symmetric InfoNCE; equal texts of the batch are positives of each other, or negatives."""
+        image, text, scale = encoded["image"], encoded["text"], self.logit_scale()
+        if not self.recipe.equal_texts_match:
+            return {"contrastive": info_nce(image, text, scale)}
+        # Ids have no gradient, which gradient caching would look for.
+        return {"contrastive": multi_positive_info_nce(image, text, encoded["text_ids"].detach(), scale)}
+
+    @two_halves("encode", "contrastive_losses")
+    def losses(self, batch: RatedTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.contrastive_losses(self.encode(batch))
+
+    @mean_over("score_counts")
+    def score_losses(self, batch: RatedBatch) -> dict[str, Tensor]:
+        """mse_NAME: mean squared error of each score, over the images that have it."""
+        predicted, scores = self._scores(batch["image"], trained=True), batch["scores"]
+        return {f"mse_{name}": masked_mse(predicted[:, n], scores[:, n]) for n, name in enumerate(self.scores)}
+
+    def score_counts(self, batch: RatedBatch) -> dict[str, Tensor]:
+        counts = (~batch["scores"].isnan()).sum(0)
+        return {f"mse_{name}": counts[n] for n, name in enumerate(self.scores)}
+
+    def predict_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
+        """Return scores on the scale 0 to 1: of each image, the mean over crops at random places."""
+        return torch.stack([self._scores(crop, trained=True) for crop in self._crops(batch["image"])]).mean(0)
+
+    def zero_shot_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
+        """Return scores without adapter, of the levels before training; equal for all scores."""
+        return torch.stack([self._scores(crop, trained=False) for crop in self._crops(batch["image"])]).mean(0)
+
+    def _crops(self, image: Tensor) -> list[Tensor]:
+        return random_crops(image, self.recipe.image.image_size, self.recipe.num_crops)
+
+    def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
+        features = self.image_projection(self.image_encoder.pooled(crop))
+        prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
+        return self.expected_scores(features, prompts, trained)
+
+    def expected_scores(
+        self, features: Float[Tensor, "batch dim"], prompts: Float[Tensor, "prompts dim"], trained: bool = True
+    ) -> Float[Tensor, "batch scores"]:
+        """Return scores. features: projected, not normalized. prompts: embeddings. trained: by adapter and levels."""
+        found = []
+        for one in self.adapters:
+            # f' = f + A(f), normalized; p = softmax(scale f' . t) in each group; the mean of sum_l p_l w_l.
+            adapted = F.normalize(one["adapter"](features) if trained else features, dim=-1)  # type: ignore[index]
+            head = one["head"]  # type: ignore[index]
+            levels = None if trained else head.initial(len(QUALITY_LEVELS)).to(features)
+            found.append(head(self.logit_scale() * adapted @ prompts.T, levels))
+        return torch.stack(found, 1)
+
+
+@dataclass(frozen=True)
+class Recipe(DualEncoderRecipe):
+    image: ImageEncoderConfig = ImageEncoderConfig(image_size=48, stem=(24, 48, 96), width=128, depth=1)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+    word_dropout: UnitInterval = 0.0
+    """Probability with which a word of a text is left out while training."""
+    load_size: PositiveInt = 96
+    """Side in pixels to which images are resized before crops of `image.image_size` are cut out of them."""
+    hflip_prob: UnitInterval = 0.5
+    """Probability of a horizontal flip."""
+    num_crops: PositiveInt = 10
+    """Crops at random places whose scores are averaged at test time."""
+    text_columns: tuple[str, ...] = ()
+    """Columns with descriptions; by default `description`, else the first text column, else made of the scores."""
+    comments: CommentSelection = "purified"
+    """Comments (column `comments`) that are learned from: the best by AR + IR, as many at random, or none."""
+    num_comments: PositiveInt = 4
+    """Comments that are kept of each image."""
+    relevance_encoder: str = ""
+    """Pretrained text encoder (hf:NAME) whose cosines give the rank AR, as CLIP's in the paper; empty: TF-IDF."""
+    score_columns: tuple[str, ...] = ()
+    """Numeric columns with mean opinion scores; by default all."""
+    lower_is_better: tuple[str, ...] = ()
+    """Scores of which less is better."""
+    pretraining_scores: tuple[str, ...] = ()
+    """Pre-train on images with one of these scores; by default on all images."""
+    equal_texts_match: bool = True
+    """Whether equal texts of a batch are positives of each other's images; negatives in the released code."""
+    num_labels: NonNegativeInt = 0
+    """Labelled training images of each score that the adapter is trained on; 0: all."""
+    adapter_fraction: UnitInterval = 0.3
+    """Fraction of the budget for the adapter; 0: pre-training alone, 1: on encoders of --init."""
+    adapter_lr_scale: PositiveFloat = 0.2
+    """Learning rate of the adapter, relative to pre-training."""
+    prompt_ensemble: bool = False
+    """Whether prompts of blur, noise and low quality are averaged with those of the level."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_size < self.image.image_size:
+            raise UserError(f"Crops are of {self.image.image_size} px; take a --load-size of at least as many.")
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts of all groups, in ascending order in each."""
+        return [prompt for group in PROMPT_GROUPS[: None if self.prompt_ensemble else 1] for prompt in group]
+
+    def build(self, processor: Processor) -> UniQA:
+        return UniQA(self, processor.text(self.prompts), processor.tokenizer.vocab_size, processor.scores.names)
+
+    def stages(self) -> tuple[Stage, ...]:
+        adapter = Stage("adapter", self.adapter_fraction, ("adapters.*",), lr_scale=self.adapter_lr_scale)
+        encoders = tuple(f"{name}*" for name in ("image_", "text_", "logit_scale"))
+        return (
+            Stage("unified pre-training", 1 - self.adapter_fraction, encoders, rows="pretraining_rows"),
+            dataclasses.replace(adapter, rows="labelled_rows", batch="rated_batch", losses="score_losses"),
+        )
+
+    def pretraining_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the training rows with one of the `pretraining_scores`."""
+        return processor.scores.rows_with(corpus, "train", self.pretraining_scores)
+
+    def labelled_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the labelled training rows of all scores, again and again until they fill a batch."""
+        rows = np.unique(np.concatenate(list(processor.scores.labelled_rows(corpus).values())))
+        return np.tile(rows, -(-self.batch_size // len(rows)))
+
+    def cacheable_encoders(self) -> tuple[str, ...]:
+        return ("text_encoder",)
+
+    def columns(self) -> Declared:
+        similarity = partial(text_similarity, self.relevance_encoder) if self.relevance_encoder else None
+        return {
+            "image": ImageColumn.of(self.load_size, self.image.image_mean_std),
+            "scores": ScoresColumn(self.score_columns, self.lower_is_better, self.num_labels),
+            "text": RatedTextColumn(self.text, self.text_columns, self.prompts),
+            "comments": Optional(CommentsColumn(self.comments, self.num_comments, similarity)),
+        }
+
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RatedTextBatch:
+        """A crop of each image, and its description or one of its comments."""
+        image, texts = self._crops(examples, processor, example_rng), []
+        for example, rng in zip(examples, example_rng.generators, strict=True):
+            comments = example.get("comments", [])
+            if comments and rng.random() < 0.5:
+                texts.append(comments[int(rng.integers(len(comments)))])
+            else:
+                texts.append(processor.text.sample_caption(example["text"], rng))
+        rngs = example_rng.generators
+        seen = [without_words(text, self.word_dropout, rng) for text, rng in zip(texts, rngs, strict=True)]
+        return {"image": image, "text": processor.text(seen), "text_ids": text_ids(texts)}
+
+    def rated_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RatedBatch:
+        """A crop of each image, with its scores."""
+        scores = processor.scores([example["scores"] for example in examples])
+        return {"image": self._crops(examples, processor, example_rng), "scores": scores}
+
+    def _crops(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
+        pixels = processor.image.pixels([example["image"] for example in examples])
+        return processor.image.normalize(random_crop(pixels, self.image.image_size, self.hflip_prob, example_rng))
+
+    @classmethod
+    def tiny(cls) -> Recipe:
+        tiny = super().tiny()
+        return dataclasses.replace(tiny, load_size=40, num_crops=2, adapter_fraction=0.5, prompt_ensemble=True)
+
+    @classmethod
+    def paper(cls) -> Recipe:
+        """ViT-B/16 in place of ResNet-50; 5 epochs of pre-training and 50 of the adapter (20 for KonIQ), in batches of
+        8 (train_clip/train_multigpu.py, options/train/UniQA of the released code; batch size of train_clip/train.py).
+        """
+        towers = clip("ViT-B/16")
+        return cls(
+            image=towers.image,
+            text=towers.text,
+            embed_dim=towers.embed_dim,
+            load_size=384,
+            equal_texts_match=False,
+            batch_size=196,
+            adapter_lr_scale=40.0,  # 2e-4
+            optimizer=OptimizerConfig(
+                learning_rate=5e-6, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.0, max_grad_norm=0.0
+            ),
+        )
