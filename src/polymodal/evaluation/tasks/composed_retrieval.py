@@ -54,12 +54,14 @@ def similarities(
     targets = embed(method, processor, image=[pair.right.image for pair in pairs])["image"]
     results, start = [], 0
     for group in groups:
-        own = slice(start, start + len(group))
-        seen: dict[bytes, int] = {}
-        of_query = [seen.setdefault(np.ascontiguousarray(pair.right.image).tobytes(), len(seen)) for pair in group]
-        first = torch.tensor([start + of_query.index(number) for number in range(len(seen))])
-        results.append((queries[own] @ targets[first].T, torch.tensor(of_query)))
-        start = own.stop
+        rows_of_group = slice(start, start + len(group))
+        numbers: dict[bytes, int] = {}
+        of_query = [
+            numbers.setdefault(np.ascontiguousarray(pair.right.image).tobytes(), len(numbers)) for pair in group
+        ]
+        first = torch.tensor([start + of_query.index(number) for number in range(len(numbers))])
+        results.append((queries[rows_of_group] @ targets[first].T, torch.tensor(of_query)))
+        start = rows_of_group.stop
     return results
 
 

@@ -184,7 +184,7 @@ class Recipe(TrainingRecipe):
             return (Stage("pairs"),)
         names, first = ("encoder.*", "mlm_head.*", "logit_*"), self.tokenizer_fraction
         return (
-            Stage("image tokenizer", first, ("tokenizer.*",), {}, 2.0, batch="image_batch", losses="tokenizer_losses"),
+            Stage("image tokenizer", first, ("tokenizer.*",), {}, 3.0, batch="image_batch", losses="tokenizer_losses"),
             Stage("pairs", 1 - first, names),
         )
 
