@@ -30,7 +30,12 @@ def block_name(name: str) -> str:
 def official(mlm_probability: float = 0.1) -> fuselip.FuseLIP:
     """Ours with the weights and the image codes of the released code."""
     recipe = dataclasses.replace(
-        fuselip.Recipe.tiny(), context_length=12, depth=2, mlm_probability=mlm_probability, logit_bias_init=-10.0
+        fuselip.Recipe.tiny(),
+        context_length=12,
+        depth=2,
+        num_heads=2,
+        mlm_probability=mlm_probability,
+        logit_bias_init=-10.0,
     )
     model = fuselip.FuseLIP(recipe, 30, (28, 29)).eval()
     weights = {k.removeprefix("weight/"): v for k, v in GOLDEN.items() if k.startswith("weight/")}

@@ -76,7 +76,6 @@ EXAMPLES = (
     Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
-    Example("fuselip", "scenes", ("composed_retrieval",), 120),
 )
 
 

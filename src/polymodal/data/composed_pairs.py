@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image as PILImage
 from torch.nn import functional as F
@@ -79,15 +80,15 @@ def region_pairs(image: Pixels, regions: Sequence[Region], rng: np.random.Genera
     named = [(name, number) for number, name in enumerate(names) if names.count(name) == 1]
     places = positional(regions)
     order = [*rng.permutation(len(places)).tolist(), *(len(places) + rng.permutation(len(named))).tolist()]
-    asked = [[*places, *named][number] for number in order]
-    return [Pair(Side(image, text), Side(crop_of(image, regions[number].box))) for text, number in asked]
+    selected = [[*places, *named][number] for number in order]
+    return [Pair(Side(image, text), Side(crop_of(image, regions[number].box))) for text, number in selected]
 
 
 def question_pairs(image: Pixels, questions: Sequence[Question], rng: np.random.Generator) -> list[Pair]:
     """Image and question, and its answer; an answer occurs once, as equal targets were each other's negatives."""
     shuffled = [questions[number] for number in rng.permutation(len(questions))]
     of_answer = {question.answer: question for question in reversed(shuffled)}
-    return [Pair(Side(image, asked.question), Side(None, answer)) for answer, asked in of_answer.items()]
+    return [Pair(Side(image, selected.question), Side(None, answer)) for answer, selected in of_answer.items()]
 
 
 def transformation_pairs(image: Pixels, count: int, rng: np.random.Generator) -> list[Pair]:
@@ -97,11 +98,11 @@ def transformation_pairs(image: Pixels, count: int, rng: np.random.Generator) ->
     """
     weights = np.array([FAMILY_WEIGHTS[family] for family in FAMILIES])
     order = rng.choice(len(FAMILIES), size=len(FAMILIES), replace=False, p=weights / weights.sum())
-    found: list[Pair] = []
+    results: list[Pair] = []
     for number in order:
-        made = transformations(image, FAMILIES[number], count - len(found), rng)
-        found += [Pair(Side(one.source, one.instruction), Side(one.target)) for one in made]
-    return found
+        made = transformations(image, FAMILIES[number], count - len(results), rng)
+        results += [Pair(Side(one.source, one.instruction), Side(one.target)) for one in made]
+    return results
 
 
 def group_of(

@@ -89,8 +89,8 @@ def transformations(image: Pixels, family: Family, count: int, rng: np.random.Ge
         return [Transformed(source, name, target) for (source, target), name in both][:count]
     else:
         gray = to_gray(image)
-        both = [Transformed(image, "grayscale", gray), Transformed(gray, "colorize", image)]
-        return [both[number] for number in rng.permutation(2)[:count]]
+        ways = [Transformed(image, "grayscale", gray), Transformed(gray, "colorize", image)]
+        return [ways[number] for number in rng.permutation(2)[:count]]
     return [Transformed(image, instruction, target) for instruction, target in chosen]
 
 

@@ -51,18 +51,18 @@ class PairEncoder(nn.Module):
 
     def embed(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """L2-normalized vectors of images alone, and of texts alone."""
-        found = {}
+        results = {}
         if "image" in batch:
             image = batch["image"]
             has_image = torch.ones(len(image), dtype=torch.bool, device=image.device)
-            found["image"] = self.encode_sides({"image": image, "has_image": has_image, "text": self._empty(image)})
+            results["image"] = self.encode_sides({"image": image, "has_image": has_image, "text": self._empty(image)})
         if "text" in batch:
             text = batch["text"]
             none = torch.zeros((0, 3, 1, 1), device=text.ids.device)
-            found["text"] = self.encode_sides(
+            results["text"] = self.encode_sides(
                 {"image": none, "has_image": torch.zeros_like(text.lengths, dtype=torch.bool), "text": text}
             )
-        return found
+        return results
 
     def embed_composed(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch dim"]:
         """L2-normalized vectors of images, each with its text."""

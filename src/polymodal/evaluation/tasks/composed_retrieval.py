@@ -52,15 +52,17 @@ def similarities(
     columns = {"image": [pair.left.image for pair in pairs], "text": [pair.left.text for pair in pairs]}
     queries = torch.cat(answers(method, processor, "embed_composed", columns))
     targets = embed(method, processor, image=[pair.right.image for pair in pairs])["image"]
-    found, start = [], 0
+    results, start = [], 0
     for group in groups:
-        own = slice(start, start + len(group))
-        seen: dict[bytes, int] = {}
-        of_query = [seen.setdefault(np.ascontiguousarray(pair.right.image).tobytes(), len(seen)) for pair in group]
-        first = torch.tensor([start + of_query.index(number) for number in range(len(seen))])
-        found.append((queries[own] @ targets[first].T, torch.tensor(of_query)))
-        start = own.stop
-    return found
+        rows_of_group = slice(start, start + len(group))
+        numbers: dict[bytes, int] = {}
+        of_query = [
+            numbers.setdefault(np.ascontiguousarray(pair.right.image).tobytes(), len(numbers)) for pair in group
+        ]
+        first = torch.tensor([start + of_query.index(number) for number in range(len(numbers))])
+        results.append((queries[rows_of_group] @ targets[first].T, torch.tensor(of_query)))
+        start = rows_of_group.stop
+    return results
 
 
 def first_place(similarity: Tensor, right: Tensor) -> np.ndarray:
@@ -69,9 +71,9 @@ def first_place(similarity: Tensor, right: Tensor) -> np.ndarray:
     return ((similarity >= best).sum(1) == 1).float().numpy()
 
 
-def recall(name: str, found: Sequence[tuple[Tensor, Tensor]]) -> list[Score]:
+def recall(name: str, results: Sequence[tuple[Tensor, Tensor]]) -> list[Score]:
     """R@1, averaged over the queries of a group, which is the unit; groups of one candidate are left out."""
-    kept = [one for one in found if one[0].shape[1] > 1]
+    kept = [one for one in results if one[0].shape[1] > 1]
     if not kept:
         return []
     chance = float(np.mean([1 / similarity.shape[1] for similarity, _ in kept]))
@@ -113,8 +115,8 @@ def region_scores(method: nn.Module, processor: Processor, reader: Reader, split
     for name, groups, count in (("oi_pos", by_place, 2), ("vg_crop", by_name, None)):
         kept = [group for group in groups if len(group) > 1]
         if kept:
-            found = [(one[:count], right[:count]) for one, right in similarities(method, processor, kept)]
-            scores += recall(f"{split}/{name}", found)
+            results = [(one[:count], right[:count]) for one, right in similarities(method, processor, kept)]
+            scores += recall(f"{split}/{name}", results)
     return scores
 
 
@@ -123,24 +125,24 @@ def question_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     if "questions" not in processor.columns or "questions" in processor.unread:
         return []
     _, examples = reader.read_split(split, MAX_QUESTIONS)
-    asked = [(n, example["image"], q) for n, example in enumerate(examples) for q in example.get("questions", ())]
+    selected = [(n, example["image"], q) for n, example in enumerate(examples) for q in example.get("questions", ())]
     kinds: dict[str, list[str]] = {}
-    for _, _, question in asked:
+    for _, _, question in selected:
         kinds.setdefault(question.kind, [])
         kinds[question.kind] += [a for a in question.references if a not in kinds[question.kind]]
-    asked = [one for one in asked if len(kinds[one[2].kind]) > 1]
-    if not asked:
+    selected = [one for one in selected if len(kinds[one[2].kind]) > 1]
+    if not selected:
         return []
-    columns = {"image": [image for _, image, _ in asked], "text": [question.question for _, _, question in asked]}
+    columns = {"image": [image for _, image, _ in selected], "text": [question.question for _, _, question in selected]}
     queries = torch.cat(answers(method, processor, "embed_composed", columns))
-    texts = sorted({answer for found in kinds.values() for answer in found})
+    texts = sorted({answer for results in kinds.values() for answer in results})
     of_text = dict(zip(texts, embed(method, processor, text=texts)["text"], strict=True))
     right: dict[int, list[float]] = {}
-    for query, (number, _, question) in zip(queries, asked, strict=True):
+    for query, (number, _, question) in zip(queries, selected, strict=True):
         candidates = kinds[question.kind]
         best = int((torch.stack([of_text[one] for one in candidates]) @ query).argmax())
         right.setdefault(number, []).append(float(candidates[best] in question.references))
-    chance = float(np.mean([len({*q.references}) / len(kinds[q.kind]) for _, _, q in asked]))
+    chance = float(np.mean([len({*q.references}) / len(kinds[q.kind]) for _, _, q in selected]))
     return [Score(f"{split}/vqa_retrieval/accuracy", np.array([np.mean(one) for one in right.values()]), chance)]
 
 

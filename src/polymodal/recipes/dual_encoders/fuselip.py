@@ -64,7 +64,7 @@ paper = Paper(
 TEXT, IMAGE = "text", "image"
 
 
-class ImageBatch(TypedDict):
+class UnpairedImageBatch(TypedDict):
     image: Float[Tensor, "batch 3 size size"]
 
 
@@ -81,7 +81,7 @@ class FuseLIP(PairEncoder):
         self.encoder = TextEncoder(recipe.tower(recipe.context_length), self.vocabulary.total)
         self.mlm_head = MaskedLMHead(recipe.width, self.vocabulary.total) if recipe.mlm_probability else None
 
-    def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: UnpairedImageBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
@@ -184,7 +184,7 @@ class Recipe(TrainingRecipe):
             return (Stage("pairs"),)
         names, first = ("encoder.*", "mlm_head.*", "logit_*"), self.tokenizer_fraction
         return (
-            Stage("image tokenizer", first, ("tokenizer.*",), {}, 2.0, batch="image_batch", losses="tokenizer_losses"),
+            Stage("image tokenizer", first, ("tokenizer.*",), {}, 3.0, batch="image_batch", losses="tokenizer_losses"),
             Stage("pairs", 1 - first, names),
         )
 
@@ -207,7 +207,7 @@ class Recipe(TrainingRecipe):
         text = self.tower(self.context_length).build(vocab_size)
         return TwoTowers(image, text, module, marks, self.logit_scale_init, self.logit_bias_init)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> UnpairedImageBatch:
         """Images for the tokenizer, and a transformation of each, as targets are."""
         images, rngs = [example[IMAGE] for example in examples], example_rng.generators
         made = [transformation_pairs(*one)[0].right.image for one in zip(images, [1] * len(images), rngs, strict=True)]
