@@ -25,9 +25,6 @@ from polymodal.modalities.image_augmentation import center_crop, random_crop
 from polymodal.objectives.regression import masked_mse
 from polymodal.recipes.dual_encoders.uniqa import Recipe, UniQA
 from polymodal.rng import ExampleRNG
-from polymodal.training import Run, RuntimeConfig
-from polymodal.training.grad_cache import ALONE
-from polymodal.training.stage_setup import StageSetup
 
 GOLDEN = {name: torch.from_numpy(value) for name, value in np.load(Path(__file__).parent / "golden/uniqa.npz").items()}
 
@@ -115,11 +112,9 @@ def test_texts_of_scores_and_comments_of_own_data(rated: Corpus) -> None:
     assert len({*rows.tolist()}) == 3
     assert {*rows.tolist()} < {*rated.rows("train").tolist()}
     assert len(rows) >= recipe.batch_size
-    steps = {"unified pre-training": {*rated.rows("train").tolist()}, "adapter": {*rows.tolist()}}
-    setup = StageSetup(Run(recipe, processor, recipe.build(processor), {}), rated, 0, RuntimeConfig(), ALONE)
-    for number, stage in enumerate(recipe.stages()):
-        data = setup.enter(number, True, {}, None).data
-        assert {*data.reader.corpus.rows("train").tolist()} == steps[stage.name]
+    recipe = dataclasses.replace(recipe, batch_size=3, adapter_fraction=1.0)
+    batches = recipe.labelled_rows(rated, processor)
+    assert batches.tolist() == sorted({*rows.tolist()})
     with pytest.raises(UserError, match="mos"):
         fit_processor(dataclasses.replace(recipe, score_columns=("mos",)), rated)
 
