@@ -112,6 +112,9 @@ def test_texts_of_scores_and_comments_of_own_data(rated: Corpus) -> None:
     assert len({*rows.tolist()}) == 3
     assert {*rows.tolist()} < {*rated.rows("train").tolist()}
     assert len(rows) >= recipe.batch_size
+    recipe = dataclasses.replace(recipe, batch_size=3, adapter_fraction=1.0)
+    batches = recipe.labelled_rows(rated, processor)
+    assert batches.tolist() == sorted({*rows.tolist()})
     with pytest.raises(UserError, match="mos"):
         fit_processor(dataclasses.replace(recipe, score_columns=("mos",)), rated)
 

@@ -75,6 +75,7 @@ EXAMPLES = (
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
     Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
+    Example("uniqa", "rated_images", ("score_prediction",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
 )
 

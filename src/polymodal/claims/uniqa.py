@@ -9,7 +9,7 @@ from polymodal.claim import Claim
 from polymodal.recipes.dual_encoders.uniqa import Recipe
 from polymodal.types import Budget
 
-_both = Recipe(batch_size=64, num_labels=50, adapter_fraction=0.4)
+_both = Recipe(batch_size=64, num_labels=100, adapter_fraction=0.2)
 _base = dataclasses.replace(
     _both, text_columns=("caption",), comments="none", adapter_fraction=0.0, equal_texts_match=False
 )
@@ -23,9 +23,9 @@ METRICS = (
     "test/linear_regression_quality/SRCC",
     "test/linear_regression_aesthetics/SRCC",
 )
-TUNING = {"learning_rate": (5e-4, 1e-3, 2e-3)}
+TUNING = {"learning_rate": (1e-3, 2e-3, 4e-3)}
 claim = Claim(
-    sentence="With 50 labels of each score, pre-training on texts about quality and aesthetics predicts both better "
+    sentence="With 100 labels of each score, pre-training on texts about quality and aesthetics predicts both better "
     "than pre-training on as many texts about quality alone.",
     baseline=dataclasses.replace(_both, pretraining_scores=("quality",)),
     treatment=_both,
@@ -36,7 +36,7 @@ claim = Claim(
     start=_base,
     start_budget=Budget(steps=150),
     corpus="rated_images",
-    budget=Budget(steps=400),
+    budget=Budget(steps=500),
     seeds=5,
     metrics=METRICS,
     deciding=METRICS[:2],
@@ -46,7 +46,7 @@ claim = Claim(
     paper_results="SRCC 0.828 against 0.764 on CLIVE and 0.844 against 0.812 on KonIQ with few labels; state of the "
     "art on quality and aesthetics",
 )
-# Without descriptions, so that comments are all there is beside texts of the score; the same number of texts.
+# As many comments an image in both arms.
 _purified = dataclasses.replace(_both, pretraining_scores=("aesthetics",))
 purification = Claim(
     sentence="Comments that relevance and length select give better predictions of aesthetics than as many of all "
@@ -57,7 +57,7 @@ purification = Claim(
     start=_base,
     start_budget=Budget(steps=150),
     corpus="rated_images",
-    budget=Budget(steps=400),
+    budget=Budget(steps=500),
     seeds=5,
     metrics=("test/predict_aesthetics/SRCC", "test/predict_aesthetics/PLCC", "test/zero_shot_aesthetics/SRCC"),
     tuning=TUNING,

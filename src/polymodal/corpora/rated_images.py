@@ -163,7 +163,7 @@ def _mean_opinion(loss: float, rng: np.random.Generator) -> float:
 
 
 def _of_quality(image: PILImage.Image, rng: np.random.Generator) -> Row:
-    kind, strength = str(rng.choice(list(QUALITY))), float(rng.random())
+    kind, strength = str(rng.choice(list(QUALITY))), float(rng.beta(0.6, 0.6))
     score = _mean_opinion(strength, rng)
     text = opinion(DESCRIPTIONS["quality"], score, QUALITY[kind], strength, rng)
     return {
