@@ -47,8 +47,7 @@ def tune(arguments: Arguments) -> None:
 
     from polymodal import recipes
 
-    kinds = {"options": Options, "runtime": source.find(*RUNTIME)}
-    kind = recipes.find_method(spec)
+    kinds, kind = {"options": Options, "runtime": source.find(*RUNTIME)}, recipes.find_method(spec)
     parsed = parse_with_recipe(kinds, kind, rest, f"tune {spec}", tune)
     options = parsed.options
     check_budget(options.budget)
@@ -58,8 +57,7 @@ def tune(arguments: Arguments) -> None:
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     budget = budget_on(options.budget, corpus)
     out = Path(options.out or f"tuning/{name}-{corpus.name}-seed-{options.seed}")
-    choice = size_choice(parsed, kind, corpus, str(out))
-    if more := size_flags(parsed, choice):
+    if more := size_flags(parsed, choice := size_choice(parsed, kind, corpus, str(out))):
         say_size(choice)
         recipe = options.prepared(
             source.real(parse_with_recipe(kinds, kind, [*rest, *more], f"tune {spec}", tune).recipe)

@@ -84,17 +84,16 @@ def train(
 
     seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
-    weights_like: module from which parameters with matching name and shape are copied (paired runs).
-    tokenizer: used instead of training one on the corpus; that of `weights_like`, with its embeddings.
-    init: finished run whose matching weights and tokenizer are used, and to whose architecture a recipe with
-    `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
-    `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
-    validate: called `validations` times, evenly over the budget; its time does not count.
-    early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
-    runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
-    on_build: called with the run before its first step. on_step: called after every step.
-    until_step: validates, saves and raises `Paused` there; learning rates are those of the whole budget.
-    trust_code: for the run in `out` or `init`, see `load_run`.
+    weights_like: module from which parameters with matching name and shape are copied (paired runs). tokenizer: used
+    instead of training one on the corpus; that of `weights_like`, with its embeddings. init: finished run whose
+    matching weights and tokenizer are used, and to whose architecture a recipe with `starting_from` adapts; a warning
+    and `not_initialized` in the record name the parameters that it lacks. Or `hf:NAME`, a pretrained model that the
+    recipe was built for (`training.initialization.with_pretrained`). validate: called `validations` times, evenly over
+    the budget; its time does not count. early_stop: validations without a better headline metric that end training; 0:
+    none. keep: best or last weights. runtime: device, processes, precision, memory and checkpoints; changes results by
+    rounding at most. on_build: called with the run before its first step. on_step: called after every step. until_step:
+    validates, saves and raises `Paused` there; learning rates are those of the whole budget. trust_code: for the run in
+    `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     """
