@@ -28,7 +28,7 @@ from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.progress import Progress
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.training.size_line import architecture, budget_text, duration, millions, too_short
-from polymodal.training.sizes import choose_size, learning_rate_factor, size_of, sized
+from polymodal.training.sizes import MIN_SMALL_ROWS, choose_size, learning_rate_factor, size_of, sized
 from polymodal.types import Budget
 
 NAMES = [name for name in recipes.entries() if hasattr(recipes.find(name), "build")]
@@ -59,6 +59,8 @@ def test_tiny_is_the_defaults_and_large_the_paper(name: str) -> None:
     kind = recipes.find(name)
     assert sized(kind, "tiny") == kind()
     assert sized(kind, "large") == kind.paper()
+    enough = max(MIN_SMALL_ROWS, kind().batch_size)
+    assert sized(kind, "small").batch_size <= enough, "data of which small is chosen has a batch"
 
 
 @pytest.mark.parametrize("name", ["clip", "layoutlmv3", "mono_internvl", "inductive_moment_matching"])
@@ -199,7 +201,8 @@ def of_user(like: Corpus, side: int = 0, rows: int = 0, **choices: Any) -> Corpu
         (65, 50_000, False, "small"),
         (480, 50_000, True, "base"),
         (480, 9_000, True, "small"),
-        (480, 99, False, "tiny"),
+        (480, 127, False, "tiny"),
+        (480, 128, False, "small"),
         (0, 500, False, "tiny"),
         (0, 5000, False, "small"),
         (0, 50_000, True, "base"),

@@ -31,7 +31,7 @@ from polymodal.training.run import RECORD, read_record
 
 SAMPLED_IMAGES = 16
 MAX_TINY_SIDE = 64  # px: images up to this side are icons, larger ones photographs
-MIN_SMALL_ROWS = 100  # training examples
+MIN_SMALL_ROWS = 128  # training examples: one batch
 MIN_BASE_ROWS = 10_000
 MIN_SMALL_ROWS_WITHOUT_IMAGES = 1000
 
@@ -159,8 +159,8 @@ def choose_size(
 ) -> SizeChoice:
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
-    Built-in corpora, icons and less than a hundred examples: tiny. On a CPU: small; on a GPU and with ten thousand
-    examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
+    Built-in corpora, icons and fewer examples than a batch of `small`: tiny. On a CPU: small; on a GPU and with ten
+    thousand examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
     """
     begun = out if out is not None and (Path(out) / RECORD).is_file() else init
     if begun is not None and not str(begun).startswith(HUB):
