@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,18 @@ from polymodal.encoders.size_names import SIZES
 from polymodal.encoders.sizes import is_resizable, resized
 from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.progress import Progress
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.training.size_line import architecture, budget_text, duration, millions, too_short
-from polymodal.training.sizes import choose_size, learning_rate_factor, size_of, sized
+from polymodal.training.sizes import (
+    MIN_SMALL_ROWS,
+    MIN_SMALL_ROWS_WITHOUT_IMAGES,
+    choose_size,
+    learning_rate_factor,
+    size_of,
+    sized,
+)
 from polymodal.types import Budget
 
 NAMES = [name for name in recipes.entries() if hasattr(recipes.find(name), "build")]
@@ -57,6 +66,9 @@ def test_tiny_is_the_defaults_and_large_the_paper(name: str) -> None:
     kind = recipes.find(name)
     assert sized(kind, "tiny") == kind()
     assert sized(kind, "large") == kind.paper()
+    has_images = name != "dgvae"
+    enough = MIN_SMALL_ROWS if has_images else MIN_SMALL_ROWS_WITHOUT_IMAGES
+    assert sized(kind, "small").batch_size <= enough, "data of which small is chosen has a batch"
 
 
 @pytest.mark.parametrize("name", ["clip", "layoutlmv3", "mono_internvl", "inductive_moment_matching"])
@@ -127,12 +139,20 @@ class Mine(TrainingRecipe):
     part: Part = Part()
 
 
+@dataclass(frozen=True)
+class Decayed(clip.Recipe):
+    """A recipe of a user's with another optimizer."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.3)
+
+
 def test_recipes_and_encoders_of_users_have_sizes() -> None:
     assert is_resizable(Part())
     assert not is_resizable(Part)
     small, base = (sized(Mine, size).part for size in ("small", "base"))
     assert Part().width < small.width < base.width
     assert small.other == 3
+    assert sized(Decayed, "small").optimizer == replace(Decayed.optimizer, learning_rate=3.3e-4)
     with pytest.raises(UserError, match="no preset of a paper, which size large is; take base"):
         sized(Mine, "large")
     with pytest.raises(UserError, match="There is no size 'huge'"):
@@ -189,7 +209,8 @@ def of_user(like: Corpus, side: int = 0, rows: int = 0, **choices: Any) -> Corpu
         (65, 50_000, False, "small"),
         (480, 50_000, True, "base"),
         (480, 9_000, True, "small"),
-        (480, 99, False, "tiny"),
+        (480, 127, False, "tiny"),
+        (480, 128, False, "small"),
         (0, 500, False, "tiny"),
         (0, 5000, False, "small"),
         (0, 50_000, True, "base"),
@@ -206,7 +227,8 @@ def test_the_size_is_chosen_by_data_and_machine(
 
 
 def test_a_run_that_starts_from_another_has_its_size(corpus: Corpus, tmp_path: Path) -> None:
-    recipe = replace(sized(clip.Recipe, "small"), batch_size=4)
+    small = sized(clip.Recipe, "small")
+    recipe = replace(small, batch_size=4, image=replace(small.image, depth=1))  # flags changed some of its values
     pm.train(recipe, corpus, "1step", out=tmp_path / "run", progress=False)
     choice = choose_size(of_user(corpus, 480, 50_000), init=tmp_path / "run")
     assert choice == ("small", f"as in {tmp_path / 'run'}")
@@ -276,7 +298,41 @@ def test_sizes_in_python(corpus: Corpus, photos: Path, monkeypatch: pytest.Monke
         pm.train("clip", corpus, "1step", size="smal")  # type: ignore[call-overload]
 
 
-def test_arms_of_a_comparison_have_one_size(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photographs_are_tuned_at_the_size_that_they_are_trained_at(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from polymodal import api
+    from polymodal.cli.tuning import tune
+    from polymodal.reproduce import halving
+
+    tuned: list[tuple[Any, str]] = []
+
+    def record(recipe: Any, *_: Any, command: str = "", **__: Any) -> None:
+        tuned.append((recipe, command))
+        raise UserError("recorded")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(halving, "successive_halving", record)
+    monkeypatch.setattr(api, "successive_halving", record)
+    words = ["clip", "--data", str(photos), "--out", str(tmp_path / "out")]
+    for flags in ([], ["--size", "tiny"]):
+        with pytest.raises(UserError, match="recorded"):
+            tune([*words, *flags, "--budget", "2m"])
+    assert "Size small (chosen: images of 70 px on a CPU)." in capsys.readouterr().err
+    for given in ("clip", clip.Recipe()):
+        with pytest.raises(UserError, match="recorded"):
+            pm.tune(given, photos, "2m")
+    with pytest.raises(UserError, match="recorded"):
+        pm.tune(clip.Recipe(word_dropout=0.1), photos, "2m", size="small")
+    assert [size_of(recipe) for recipe, _ in tuned] == ["small", "tiny", "small", "tiny", "small"]
+    assert tuned[-1][0].word_dropout == 0.1
+    assert tuned[0][1].endswith("--size small"), "the command that trains the best has the size that was tuned"
+    assert tuned[1][1].endswith("--size tiny")
+
+
+def test_arms_of_a_comparison_have_one_size(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from polymodal import api
     from polymodal.cli import comparing
     from polymodal.cli._sizes import size_of_arms
@@ -289,8 +345,16 @@ def test_arms_of_a_comparison_have_one_size(photos: Path, monkeypatch: pytest.Mo
     pm.compare(["clip", recipes.siglip.Recipe()], corpus, "1step")
     pm.compare(["clip"], corpus, "1step", size="tiny")
     assert [size_of(recipe) for recipe in compared] == ["small", "small", "tiny", "tiny", "tiny"]
-    assert size_of_arms([clip.Recipe, recipes.siglip.Recipe], corpus) == "small"
-    assert size_of_arms([clip.Recipe, Mine], corpus) is None, "all arms are as large as the user's"
+    capsys.readouterr()
+    arms = [comparing._parsed(spec) for spec in ("clip", "siglip", "clip --size base")]
+    assert size_of_arms(arms[:2], corpus) == "small"
+    assert "Size small of all recipes (chosen: " in capsys.readouterr().err
+    assert size_of_arms(arms, corpus) == "small"
+    assert "Size small of the recipes that name none (chosen: " in capsys.readouterr().err
+    assert size_of_arms(arms[2:], corpus) is None
+    assert capsys.readouterr().err == "", "nothing was chosen"
+    mine = SimpleNamespace(recipe=Mine(), preset=SimpleNamespace(size=None, paper=False))
+    assert size_of_arms([arms[0], mine], corpus) is None, "all arms are as large as the user's"
     assert size_of(comparing._recipe_with_flags("clip --size base", "small")) == "base"
     assert size_of(comparing._recipe_with_flags("clip --batch-size 8", "small")) == "small"
 

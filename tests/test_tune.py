@@ -6,16 +6,16 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import polymodal as pm
 from polymodal import recipes
@@ -26,11 +26,19 @@ from polymodal.errors import UserError
 from polymodal.evaluation import Score
 from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce import halving
-from polymodal.reproduce.halving import candidates_of, rung_sizes, rung_steps, successive_halving, whole_trainings
+from polymodal.reproduce.halving import successive_halving
 from polymodal.reproduce.halving_display import HalvingDisplay
+from polymodal.reproduce.halving_plan import (
+    candidates_of,
+    rung_sizes,
+    rung_steps,
+    whole_trainings,
+    with_steps,
+)
+from polymodal.reproduce.halving_ranking import affordable
 from polymodal.reproduce.halving_result import Tuning
 from polymodal.reproduce.tuning import with_value
-from polymodal.training import Interrupted, RuntimeConfig
+from polymodal.training import Interrupted, Paused, RuntimeConfig
 from polymodal.training.nonfinite import NonFiniteTraining
 from polymodal.types import Budget
 
@@ -51,12 +59,32 @@ def scales(*values: float) -> dict[str, list[float]]:
     return {"logit_scale_init": list(values)}
 
 
-STILL = with_value(TINY, "learning_rate", 0.0)  # the logit scale stays where it begins
-
-
 def tuned(out: Path, corpus: Corpus, steps: int = 40, grid: Any = None, recipe: Any = TINY, **given: Any) -> Tuning:
     budget = Budget(steps=steps)
     return successive_halving(recipe, corpus, budget, grid or RATES, out=out, runtime=QUIET, **given)
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of training: the logit scale that a recipe begins with is judged, at once."""
+
+    def train(recipe: Any, corpus: Corpus, budget: Budget, **given: Any) -> Any:
+        given["out"].mkdir(parents=True, exist_ok=True)
+        given["on_step"](None, 0.0, {})
+        method = SimpleNamespace(logit_scale=lambda: torch.tensor(float(recipe.logit_scale_init)))
+        given["validate"](method, None)
+        if given["until_step"] is not None:
+            raise Paused("Stopped.")
+        return SimpleNamespace(model=method, processor=None)
+
+    monkeypatch.setattr(halving, "train", train)
+
+
+class Quiet(HalvingDisplay):
+    """Takes steps without progress."""
+
+    def on_step(self, title: str, begin: int, end: int) -> Any:
+        return lambda *_: None
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +120,14 @@ def test_rungs_get_shorter_by_eta_and_stay_within_the_budget() -> None:
 def test_examples_and_seconds_become_steps(corpus: Corpus, tmp_path: Path) -> None:
     candidates = candidates_of(TINY, {"batch_size": [2, 4]})
     begin = {"init": None, "trust_code": False}
-    some = halving._with_steps(candidates, corpus, Budget(examples=80), 2, 0, tmp_path, begin)
+    some = with_steps(candidates, corpus, Budget(examples=80), 2, 0, tmp_path, begin)
     assert [one.steps for one in some] == [(20,), (10,)]
-    timed = halving._with_steps(candidates, corpus, Budget(seconds=2.0), 2, 0, tmp_path, begin)
+    timed = with_steps(candidates, corpus, Budget(seconds=2.0), 2, 0, tmp_path, begin)
     assert all(one.steps[-1] >= 3 for one in timed)
-    again = halving._with_steps(candidates, corpus, Budget(seconds=2.0), 2, 0, tmp_path, begin)
+    again = with_steps(candidates, corpus, Budget(seconds=2.0), 2, 0, tmp_path, begin)
     assert again == timed  # not measured anew
     with pytest.raises(UserError, match="not in flops"):
-        halving._with_steps(candidates, corpus, Budget(flops=1e9), 2, 0, tmp_path, begin)
+        with_steps(candidates, corpus, Budget(flops=1e9), 2, 0, tmp_path, begin)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(recipes) if hasattr(recipes.find(name), "build")])
@@ -111,21 +139,25 @@ def test_every_recipe_declares_a_grid_that_fits_it(name: str) -> None:
     assert 4 <= len(candidates_of(recipe, grid)) <= 9
 
 
+def after_the_first_rung(seconds: float, *steps: int, budget: str = "30s") -> dict[str, Any]:
+    """A record whose candidates took so many seconds for a quarter of a schedule of so many steps."""
+    held = [{"whole_steps": whole, "rungs": [{"step": whole // 4, "seconds": seconds}]} for whole in steps]
+    return {"eta": 2, "budget": budget, "candidates": held}
+
+
 @pytest.mark.parametrize(("seconds", "fitting"), [(2.0, 3), (2.4, 2), (9.0, 1)])
-def test_fewer_go_on_where_time_would_run_out(seconds: float, fitting: int, corpus: Corpus, tmp_path: Path) -> None:
+def test_fewer_go_on_where_time_would_run_out(seconds: float, fitting: int) -> None:
     """Six candidates at step 10 of 10, 20 and 40 took so many seconds: 3 and 2 more cost 70 steps, 2 and 2 60."""
-    grid = scales(1, 2, 3, 4, 5, 6)
-    candidates = [replace(one, steps=(10, 20, 40)) for one in candidates_of(TINY, grid)]
-    record: dict[str, Any] = {"eta": 2, "budget": "30s"}
-    display = HalvingDisplay(Console(quiet=True))
-    rungs = halving._Halving(candidates, corpus, quality_of_scale, tmp_path, record, {}, display, "")
-    for one in record["candidates"]:
-        one["rungs"] = [{"step": 10, "seconds": seconds}]
     # Of 30 s, 6 x seconds are used, and 70 or 60 or 30 steps cost seconds / 10 each.
     expected = next((n for n, steps in ((3, 70), (2, 60)) if 6 * seconds + steps * seconds / 10 <= 30), 1)
-    assert rungs._affordable(3, 0) == expected == fitting
-    record["budget"] = "30steps"
-    assert rungs._affordable(3, 0) == 3
+    assert affordable(after_the_first_rung(seconds, *[40] * 6), [6, 3, 2], 0, 3) == expected == fitting
+    assert affordable(after_the_first_rung(seconds, *[40] * 6, budget="30steps"), [6, 3, 2], 0, 3) == 3
+
+
+def test_short_steps_of_small_batches_do_not_cost_more_candidates() -> None:
+    """Batches of half the size have twice the steps in the same time: 4 x 4 s are used, 2 candidates cost 24 s more."""
+    assert affordable(after_the_first_rung(4.0, 40, 80, 40, 80, budget="41s"), [4, 2], 0, 2) == 2
+    assert affordable(after_the_first_rung(4.0, 40, 80, 40, 80, budget="31s"), [4, 2], 0, 2) == 1
 
 
 # Training
@@ -183,12 +215,12 @@ def test_an_interrupted_tuning_ends_as_the_uninterrupted_one(finished: Tuning, c
 def test_a_rung_whose_scores_were_lost_is_judged_again_without_training(
     finished: Tuning, corpus: Corpus, tmp_path: Path
 ) -> None:
-    first = tuned(tmp_path / "out", corpus)
+    shutil.copytree(finished.directory, tmp_path / "out")
     for path in (tmp_path / "out" / "scores").glob("*-2.json"):
         path.unlink()
     record = json.loads((tmp_path / "out" / "tuning.json").read_text())
     (tmp_path / "out" / "tuning.json").write_text(json.dumps(record | {"state": "running"}))
-    assert without_times(tuned(tmp_path / "out", corpus).record) == without_times(first.record)
+    assert without_times(tuned(tmp_path / "out", corpus).record) == without_times(finished.record)
 
 
 def test_the_test_split_is_never_read(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,21 +233,26 @@ def test_the_test_split_is_never_read(corpus: Corpus, tmp_path: Path, monkeypatc
             return real(self, rows, *arguments, **named)
 
         monkeypatch.setattr(Corpus, name, recorded)
-    with_test = tuned(tmp_path / "with", corpus)
+    tuned(tmp_path / "with", corpus, 10)
     assert read & {*map(int, corpus.rows("validation"))}
     assert read & {*map(int, corpus.rows("train"))}
     assert not read & {*map(int, corpus.rows("test"))}
+
+
+@pytest.mark.slow
+def test_without_the_test_split_the_result_is_the_same(finished: Tuning, corpus: Corpus, tmp_path: Path) -> None:
     splits = {name: rows for name, rows in corpus.splits.items() if name != "test"}
     without = tuned(tmp_path / "without", corpus.with_splits(splits))
-    assert without_times(with_test.record) == without_times(without.record)
+    assert without_times(finished.record) == without_times(without.record)
 
 
 # Who goes on
 
 
+@pytest.mark.usefixtures("untrained")
 def test_the_better_half_goes_on_and_the_best_wins(corpus: Corpus, tmp_path: Path) -> None:
     grid = scales(20, 60, 40, 10, 50, 30)
-    found = tuned(tmp_path / "out", corpus, 60, grid, STILL, validate=quality_of_scale)
+    found = tuned(tmp_path / "out", corpus, 60, grid, validate=quality_of_scale, display=Quiet())
     by_value = {one["values"]["logit_scale_init"]: one for one in found.record["candidates"]}
     assert {value: len(one["rungs"]) for value, one in by_value.items()} == {10: 1, 20: 1, 30: 1, 40: 2, 50: 3, 60: 3}
     assert found.best == {"logit_scale_init": 60}
@@ -227,16 +264,18 @@ def test_the_better_half_goes_on_and_the_best_wins(corpus: Corpus, tmp_path: Pat
     assert found.rows[0][3].startswith("60")
 
 
+@pytest.mark.usefixtures("untrained")
 def test_lower_is_better_where_the_metric_says_so(corpus: Corpus, tmp_path: Path) -> None:
     def loss(method: Any, processor: Any) -> dict[str, Score]:
         (score,) = quality_of_scale(method, processor).values()
         return {score.name: Score(score.name, score.clusters, higher_is_better=False, unit="distance", headline=0)}
 
-    found = tuned(tmp_path / "out", corpus, 30, scales(20, 60, 40), STILL, validate=loss)
+    found = tuned(tmp_path / "out", corpus, 30, scales(20, 60, 40), validate=loss, display=Quiet())
     assert found.best == {"logit_scale_init": 20}
     assert [row[0] for row in found.rows] == ["1", "3", "2"]
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_difference_within_the_noise_is_called_a_tie(corpus: Corpus, tmp_path: Path) -> None:
     other = np.random.default_rng(1).normal(0, 0.05, 40)
 
@@ -245,7 +284,7 @@ def test_a_difference_within_the_noise_is_called_a_tie(corpus: Corpus, tmp_path:
         units = 0.5 + (NOISE + 1e-3 if scale > 45 else other - other.mean())
         return {"validation/x": Score("validation/x", units - 0.3 * (scale < 15), headline=0)}
 
-    found = tuned(tmp_path / "out", corpus, 60, scales(40, 50, 41, 10), STILL, validate=noisy)
+    found = tuned(tmp_path / "out", corpus, 60, scales(40, 50, 41, 10), validate=noisy, display=Quiet())
     results = {one["values"]["logit_scale_init"]: one["result"] for one in found.record["candidates"]}
     assert results == {50: "best", 40: "ties", 41: "out, tied", 10: "out"}
     assert "It ties with logit-scale-init 40 (#1)" in found.verdict
@@ -254,28 +293,47 @@ def test_a_difference_within_the_noise_is_called_a_tie(corpus: Corpus, tmp_path:
 
 
 class Diverging(HalvingDisplay):
-    """Makes candidates diverge whose line names one of these values."""
+    """Makes candidates fail whose line names one of these values."""
 
-    def __init__(self, *values: str):
+    def __init__(self, *values: str, error: Exception = NonFiniteTraining("The loss is nan.")):  # noqa: B008
         super().__init__()
         self.values = values
+        self.error = error
 
     def on_step(self, title: str, begin: int, end: int) -> Any:
         def show(*_: Any) -> None:
             if title.endswith(self.values):
-                raise NonFiniteTraining("The loss is nan.")
+                raise self.error
 
         return show
 
 
+@pytest.mark.usefixtures("untrained")
 def test_a_candidate_that_diverges_is_the_worst(corpus: Corpus, tmp_path: Path) -> None:
     grid = scales(60, 40, 20)
-    found = tuned(tmp_path / "out", corpus, 30, grid, STILL, validate=quality_of_scale, display=Diverging("60"))
+    found = tuned(tmp_path / "out", corpus, 30, grid, validate=quality_of_scale, display=Diverging("60"))
     assert found.best == {"logit_scale_init": 40}
     worst = found.record["candidates"][0]
-    assert (worst["result"], worst["rungs"][0]["failed"]) == ("diverged", "The loss is nan.")
+    assert (worst["result"], worst["rungs"][0]["reason"]) == ("diverged", "The loss is nan.")
     with pytest.raises(UserError, match="All candidates diverged"):
-        tuned(tmp_path / "all", corpus, 30, scales(60, 40), STILL, display=Diverging("60", "40"))
+        tuned(tmp_path / "all", corpus, 30, scales(60, 40), display=Diverging("60", "40"))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_candidate_that_does_not_fit_into_the_memory_is_not_called_diverged(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = scales(60, 40, 20)
+    full = Diverging("60", error=torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore."))
+    found = tuned(tmp_path / "out", corpus, 30, grid, validate=quality_of_scale, display=full)
+    assert found.record["candidates"][0]["result"] == "out of memory"
+    assert found.record["candidates"][0]["rungs"][0]["reason"] == "Tried to allocate 2 GiB."
+    said = capsys.readouterr().err
+    assert "logit-scale-init 60: out of memory" in said
+    assert "diverged" not in said
+    full = Diverging("60", "40", error=torch.OutOfMemoryError("Tried to allocate 2 GiB."))
+    with pytest.raises(UserError, match="No candidate fits into the memory"):
+        tuned(tmp_path / "all", corpus, 30, scales(60, 40), display=full)
 
 
 # Errors
@@ -311,12 +369,18 @@ def test_data_without_a_validation_split_or_metric(corpus: Corpus, tmp_path: Pat
         tuned(tmp_path / "other", corpus, validate=lambda *_: {})
 
 
-def test_a_folder_goes_on_with_its_own_tuning_alone(finished: Tuning, corpus: Corpus, tmp_path: Path) -> None:
+def test_a_folder_goes_on_with_its_own_tuning_alone(
+    finished: Tuning, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     again = tuned(finished.directory, corpus)
     assert again.finished_before
     assert again.record == finished.record
     with pytest.raises(UserError, match="another budget"):
         tuned(finished.directory, corpus, 50)
+    monkeypatch.setattr(halving, "data_fingerprint", lambda corpus: "other")
+    with pytest.raises(UserError, match="another state of the data"):
+        tuned(finished.directory, corpus)
+    monkeypatch.undo()
     with pytest.raises(UserError, match="another seed, grid"):
         tuned(finished.directory, corpus, seed=1, grid={"optimizer.learning_rate": [1.0, 2.0]})
     (tmp_path / "notes.txt").write_text("mine")
@@ -367,15 +431,13 @@ def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     main()
 
 
-@pytest.mark.parametrize("width", [60, 80])
 def test_the_command_prints_what_fits_and_a_command_that_trains_the_best(
-    width: int,
     synthetic_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.chdir(tmp_path)
     data = ["--data", str(synthetic_folder / "corpus")]
     grid = ["--grid", "learning-rate=1e-3,1e-2", "--grid=word-dropout=0,0.5"]
@@ -385,9 +447,9 @@ def test_the_command_prints_what_fits_and_a_command_that_trains_the_best(
     assert "4 candidates (2 of learning-rate x 2 of word-dropout)" in said.err
     assert "At most 18 steps of training, within the budget of 20steps" in " ".join(said.err.split())
     table, _, after = said.out.partition("\nBest by ")
-    assert max(map(len, table.splitlines())) <= width
+    assert max(map(len, table.splitlines())) <= 60
     assert "result" in table
-    assert max(len(line) for line in said.err.splitlines()) <= width
+    assert max(len(line) for line in said.err.splitlines()) <= 60
     command = next(line for line in after.splitlines() if line.startswith("The best run again: "))
     retrain = shlex.split(command.partition(": polymodal ")[2])
     assert retrain[:2] == ["train", "clip"]
@@ -396,8 +458,13 @@ def test_the_command_prints_what_fits_and_a_command_that_trains_the_best(
     alone, best = pm.load_run("again").model.state_dict(), Tuning.read("out").run.model.state_dict()
     for name, tensor in alone.items():
         torch.testing.assert_close(best[name], tensor, rtol=1e-5, atol=1e-6)
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
     run_command(monkeypatch, *words)
-    assert "was finished before" in capsys.readouterr().out
+    table, _, _ = capsys.readouterr().out.partition("\nBest by ")
+    said_before, _, table = table.partition("\n")
+    assert "was finished before" in said_before
+    assert max(map(len, table.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("flags", [["--grid", "learning-rat=1"], ["--budget", "1step"], ["--eta", "1"]])

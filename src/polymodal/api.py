@@ -240,6 +240,7 @@ def tune(
     init: Path | str | None = None,
     runtime: RuntimeConfig | None = None,
     trust_code: bool = False,
+    size: Size | None = None,
 ) -> Tuning:
     """Find the best values of hyper-parameters by successive halving on the validation split.
 
@@ -247,14 +248,18 @@ def tune(
     itself as a table; `.best` has the values, `.run` the best run, `to_frame()` every result.
     budget: of all candidates together, in steps, examples, epochs or time. grid: by default the recipe's own
     `tuning_grid()`. eta: at the end of each rung, one in `eta` candidates goes on. out: folder, by default
-    tuning/RECIPE-CORPUS-seed-N; the same call goes on with an unfinished one. The other arguments are those of `train`.
+    tuning/RECIPE-CORPUS-seed-N; the same call goes on with an unfinished one. size: chosen as in `train`. The other
+    arguments are those of `train`.
     Raises UserError for a grid or a budget that cannot be used, and for data without a validation split.
     """
+    size = None if size is None else check_size(size)
     given = as_recipe(recipe)
     check_budget(budget)
     if grid is not None and not isinstance(grid, Mapping):
         raise UserError('A grid has lists of values by name, such as {"optimizer.learning_rate": (3e-4, 1e-3)}.')
     corpus = open_data(data)
+    choice = _size_choice(recipe, given, size, corpus, runtime, init=init, trust_code=trust_code)
+    given = given if choice is None else sized(given, choice.size)
     name = name or name_of(given)
     return successive_halving(
         given,

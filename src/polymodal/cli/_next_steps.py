@@ -47,7 +47,7 @@ def filled(command: str, corpus: Corpus) -> str:
 def query_of(corpus: Corpus) -> str:
     """Return the first words of a caption."""
     captions = _first(corpus, "Text")
-    return " ".join(captions[0].text.split()[:MAX_WORDS]) if captions else "a red fruit"
+    return " ".join(captions[0].text.split()[:MAX_WORDS]).rstrip(",;:.") if captions else "a red fruit"
 
 
 def _first(corpus: Corpus, modality: str) -> Any:

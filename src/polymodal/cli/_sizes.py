@@ -29,17 +29,24 @@ def size_flags(parsed: Any, choice: SizeChoice) -> list[str]:
     return [] if named else ["--size", choice.size]
 
 
-def size_of_arms(kinds: list[type[Any]], corpus: Corpus) -> str | None:
+def say_size(choice: SizeChoice, of: str = "") -> None:
+    """Print which size was chosen, and why. of: the recipes that have it."""
+    print(f"Size {choice.size}{of} (chosen: {choice.reason}).", file=sys.stderr)
+
+
+def size_of_arms(arms: list[Any], corpus: Corpus) -> str | None:
     """Return the size that suits data and machine, for all arms of a comparison that name none.
 
-    None where it is the defaults, and where an arm is the user's own recipe, whose values are not replaced.
+    None where it is the defaults, and where an arm is the user's own recipe, whose values are not replaced. arms: their
+    flags.
     """
     from polymodal.training.sizes import choose_size, is_published
 
-    if not all(map(is_published, kinds)):
+    unnamed = [arm for arm in arms if not (arm.preset.size or arm.preset.paper)]
+    if not unnamed or not all(is_published(type(arm.recipe)) for arm in arms):
         return None
     choice = choose_size(corpus)
     if choice.size == "tiny":
         return None
-    print(f"Size {choice.size} of all arms (chosen: {choice.reason}).", file=sys.stderr)
+    say_size(choice, " of all recipes" if len(unnamed) == len(arms) else " of the recipes that name none")
     return choice.size

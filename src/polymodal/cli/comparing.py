@@ -97,7 +97,7 @@ def compare(arguments: Arguments) -> None:
     if options.family is not None:
         members = [name for name in _of_family(options.family, corpus) if name not in specs]
         specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
-    size = options.size or size_of_arms([type(one.recipe) for one in parsed], corpus)
+    size = options.size or size_of_arms(parsed, corpus)
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
@@ -123,7 +123,7 @@ def _of_family(family: str, corpus: Corpus) -> list[str]:
 
     fitting, lacking = family_for(family, corpus)
     for name, what in lacking.items():
-        print(f"{name} is left out; it needs {', '.join(what)}.", file=sys.stderr)
+        print(f"{name} is left out. What the data lacks for it: {'; '.join(what)}.", file=sys.stderr)
     return fitting
 
 

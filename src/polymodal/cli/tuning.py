@@ -15,6 +15,7 @@ from polymodal.cli._grid import parsed_grid
 from polymodal.cli._next_steps import next_steps
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import say_size, size_choice, size_flags
 from polymodal.cli.training import RUNTIME
 from polymodal.constraints import AtLeastTwo, NonNegativeInt
 
@@ -46,8 +47,8 @@ def tune(arguments: Arguments) -> None:
 
     from polymodal import recipes
 
-    kinds = {"options": Options, "runtime": source.find(*RUNTIME)}
-    parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"tune {spec}", tune)
+    kinds, kind = {"options": Options, "runtime": source.find(*RUNTIME)}, recipes.find_method(spec)
+    parsed = parse_with_recipe(kinds, kind, rest, f"tune {spec}", tune)
     options = parsed.options
     check_budget(options.budget)
     options.check()
@@ -56,6 +57,11 @@ def tune(arguments: Arguments) -> None:
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     budget = budget_on(options.budget, corpus)
     out = Path(options.out or f"tuning/{name}-{corpus.name}-seed-{options.seed}")
+    if more := size_flags(parsed, choice := size_choice(parsed, kind, corpus, str(out))):
+        say_size(choice)
+        recipe = options.prepared(
+            source.real(parse_with_recipe(kinds, kind, [*rest, *more], f"tune {spec}", tune).recipe)
+        )
     from polymodal.reproduce.halving import successive_halving
     from polymodal.reproduce.halving_display import HalvingDisplay
 
@@ -72,7 +78,7 @@ def tune(arguments: Arguments) -> None:
             name=name,
             runtime=source.real(parsed.runtime),
             display=HalvingDisplay(),
-            command=shlex.join(["polymodal", "train", spec, *_of_training(rest)]),
+            command=shlex.join(["polymodal", "train", spec, *_of_training(rest), *more]),
             trust_code=options.trust_code,
         )
     except KeyboardInterrupt:  # the second one

@@ -73,4 +73,4 @@ class HalvingDisplay:
             metric = record["metric"].rpartition("/")[2]
             self.say(f"{title}: {metric} {number(record['unit'], entry['value'])}")
         else:
-            self.say(f"{title}: diverged")
+            self.say(f"{title}: {entry.get('failure') or 'no result'}")

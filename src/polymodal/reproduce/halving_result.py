@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,3 +169,20 @@ class Tuning:
         state = "tuned" if self.record["state"] == "finished" else "being tuned"
         kept = f", best run in {self.folder}" if self.record["state"] == "finished" else ""
         return f"{self.record['recipe']['name']}, {len(self.record['candidates'])} candidates, {state}{kept}"
+
+
+def keep_best(folder: Path, best: Path) -> None:
+    """Copy a finished run, by links where the file system has them: no file of a finished run is written in place."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    aside = best.with_name(f".{best.name}.partial")
+    for old in (aside, best):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(old)
+    shutil.copytree(folder, aside, copy_function=link)
+    os.replace(aside, best)

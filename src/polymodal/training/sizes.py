@@ -31,7 +31,7 @@ from polymodal.training.run import RECORD, read_record
 
 SAMPLED_IMAGES = 16
 MAX_TINY_SIDE = 64  # px: images up to this side are icons, larger ones photographs
-MIN_SMALL_ROWS = 100  # training examples
+MIN_SMALL_ROWS = 128  # training examples: one batch
 MIN_BASE_ROWS = 10_000
 MIN_SMALL_ROWS_WITHOUT_IMAGES = 1000
 
@@ -58,9 +58,12 @@ def _preset(kind: type[Any], size: Size) -> Any:
     plain = getattr(kind, "size_fields", {}).get(size, {})
     changes = {name: resized(value, size) for name, value in _parts(start)} | plain
     larger = dataclasses.replace(default, **changes)
-    if "optimizer" in plain or not hasattr(default, "optimizer"):
+    if not hasattr(default, "optimizer"):
         return larger
-    rate = default.optimizer.learning_rate * learning_rate_factor(default, larger)
+    if "optimizer" in plain:  # states the learning rate alone
+        rate = plain["optimizer"].learning_rate
+    else:
+        rate = default.optimizer.learning_rate * learning_rate_factor(default, larger)
     return dataclasses.replace(larger, optimizer=dataclasses.replace(default.optimizer, learning_rate=rate))
 
 
@@ -112,6 +115,29 @@ def _architecture(recipe: Any) -> dict[str, Any]:
     return dict(_parts(recipe)) | {name: getattr(recipe, name) for name in plain - {"batch_size", "optimizer"}}
 
 
+def nearest_size(recipe: Any) -> Size:
+    """Return the size with which a recipe has most values in common, such as one whose flags changed some of them."""
+
+    def common(size: Size) -> int:
+        try:
+            values = dict(_values(sized(type(recipe), size)))
+        except UserError:
+            return -1
+        return sum(name in values and values[name] == value for name, value in _values(recipe))
+
+    return max(SIZES, key=common)
+
+
+def _values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of a recipe and of the configurations in it, by name."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
 def is_published(kind: type[Any]) -> bool:
     """Return whether a recipe is of this package; the values of a user's own are not replaced unasked."""
     return kind.__module__.startswith("polymodal.recipes.")
@@ -133,8 +159,8 @@ def choose_size(
 ) -> SizeChoice:
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
-    Built-in corpora, icons and less than a hundred examples: tiny. On a CPU: small; on a GPU and with ten thousand
-    examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
+    Built-in corpora, icons and fewer examples than a batch of `small`: tiny. On a CPU: small; on a GPU and with ten
+    thousand examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
     """
     begun = out if out is not None and (Path(out) / RECORD).is_file() else init
     if begun is not None and not str(begun).startswith(HUB):
@@ -161,9 +187,10 @@ def choose_size(
 
 
 def _size_of_run(directory: Path, trust_code: bool) -> Size:
-    """Return the size of a run's recipe; tiny where it is of no size, or no run, of which training says more."""
+    """Return the size of a run's recipe, the nearest one where flags changed it; tiny where it is no run, of which
+    training says more."""
     with suppress(UserError):
-        return size_of(recipe_from_record(read_record(directory)["recipe"], directory, trust_code)) or "tiny"
+        return nearest_size(recipe_from_record(read_record(directory)["recipe"], directory, trust_code))
     return "tiny"
 
 

@@ -49,7 +49,7 @@ def similarities(
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each group, the similarity of every query to the distinct targets of the group, and which of them is right."""
     pairs = [pair for group in groups for pair in group]
-    columns = {"image": [pair.left.image for pair in pairs], "text": [pair.left.text for pair in pairs]}
+    columns: dict[str, list[Any]] = {"image": [pair.left.image for pair in pairs], "text": [pair.left.text for pair in pairs]}
     queries = torch.cat(answers(method, processor, "embed_composed", columns))
     targets = embed(method, processor, image=[pair.right.image for pair in pairs])["image"]
     results, start = [], 0
@@ -161,7 +161,7 @@ def plot(inputs: TaskInputs) -> Panels:
         group = transformed(example["image"], family, row)
         similarity, right = similarities(inputs.method, inputs.processor, [group])[0]
         of_target = [right.tolist().index(number) for number in range(similarity.shape[1])]
-        line = [image_panel(group[0].left.image, clipped(group[0].left.text, 26, 3))]
+        line = [image_panel(example["image"], clipped(group[0].left.text, 26, 3))]
         for place, number in enumerate(similarity[0].argsort(descending=True, stable=True)[:TOP].tolist(), start=1):
             target = group[of_target[number]].right.image
             line.append(image_panel(target, f"rank {place}", number == int(right[0])))

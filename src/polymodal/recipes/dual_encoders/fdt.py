@@ -23,7 +23,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -189,6 +189,11 @@ class Recipe(DualEncoderRecipe):
     """Whether padding of captions votes with 0 for every token, as in the released code, which bounds votes below."""
     logit_scale_min: PositiveFloat | None = None
     """Lower bound of the logit scale, held after every step; None: no bound."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": DualEncoderRecipe.size_fields["small"] | {"num_discrete_tokens": 1024},
+        "base": DualEncoderRecipe.size_fields["base"] | {"num_discrete_tokens": 4096},
+    }
 
     def build(self, processor: Processor) -> CLIPWithMLP:
         vocabulary = processor.tokenizer.vocab_size

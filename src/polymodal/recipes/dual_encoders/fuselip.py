@@ -211,7 +211,7 @@ class Recipe(TrainingRecipe):
         """Images for the tokenizer, and a transformation of each, as targets are."""
         images, rngs = [example[IMAGE] for example in examples], example_rng.generators
         made = [transformation_pairs(*one)[0].right.image for one in zip(images, [1] * len(images), rngs, strict=True)]
-        return {IMAGE: processor.image([*images, *made])}
+        return {"image": processor.image([*images, *made])}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairBatch:
         """The pairs of all images, left sides before right ones, with the tokens that are masked."""
