@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock, Timeout
 
+import synthetic
 from polymodal.curation.captions import write_captions
 from polymodal.curation.pipeline import WRITING, curate_pages
 from polymodal.curation.preferences import write_preferences
@@ -16,6 +17,7 @@ from polymodal.errors import UserError
 from polymodal.reproduce.compare import compare
 from polymodal.reproduce.tuning import tune
 from polymodal.serving.embedding import write_embeddings
+from polymodal.serving.export.folder import export
 from polymodal.training.folder_lock import lock_folder, writes
 
 
@@ -28,6 +30,7 @@ WRITERS = {
     "caption": (write_captions, "folder"),
     "sample-preferences": (write_preferences, "folder"),
     "curate": (curate_pages, "out"),
+    "export": (export, "out"),
     "embed": (write_embeddings, "out"),
     "compare": (compare, "out"),
     "tune": (tune, "out"),
@@ -121,3 +124,25 @@ def test_a_folder_half_written_by_curate_is_written_again(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.rglob("*.parquet")] == ["whole.parquet"]
     with pytest.raises(UserError, match="is not empty"):
         curate_pages(recipe, [], out, None)
+
+
+def test_nothing_is_written_inside_a_run(tmp_path, polymodal):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for function, argument in WRITERS.values():
+        needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+        given: dict[str, Any] = {one.name: SimpleNamespace() for one in needed}
+        if function is not write_embeddings:  # a file, which may be beside the weights
+            with pytest.raises(UserError, match="is inside the run"):
+                function(**given | {argument: tmp_path / "run" / "inside"})
+    done = polymodal("train", "clip", "--corpus", "digits", "--budget", "1steps", "--out", "run/inside")
+    assert (done.returncode, "is inside the run" in done.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_a_link_to_an_empty_folder_is_written_through(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    synthetic.corpus(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "rows.arrow").is_file()

@@ -50,6 +50,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
     Raises UserError for an unknown format, a method with no export, an existing folder, a missing package, or an export
     whose outputs differ from the run's by more than 1e-4.
     """
+    named = out
     if to not in FORMATS:
         raise unknown("format to export to", to, FORMATS)
     write = next((write for kind, write in FORMATS[to].items() if isinstance(run.model, kind)), None)
@@ -60,6 +61,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
         raise UserError(reason)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it.")
+    out = Path(os.path.realpath(out))  # a link to an empty folder stays a link
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = out.with_name(f".{out.name}.partial")
@@ -80,7 +82,7 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
             os.replace(partial, out)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return Export(out, what, difference)
+    return Export(named, what, difference)
 
 
 def push(folder: Path, name: str) -> str:
