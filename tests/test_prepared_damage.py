@@ -54,5 +54,5 @@ def test_a_saved_corpus_whose_table_lacks_a_field_is_damaged(tmp_path):
     table = table.set_column(table.column_names.index("text"), "text", texts)
     with pa.ipc.new_file(str(rows), table.schema) as writer:
         writer.write_table(table)
-    with pytest.raises(UserError, match="the column text of rows.arrow has no field language"):
+    with pytest.raises(UserError, match=r"the column text of rows\.arrow has no field language"):
         from_path(tmp_path / "corpus")

@@ -1,19 +1,26 @@
 """Commands that write one folder or file exclude each other, in a sentence that names the owner."""
 
 import inspect
+import os
+import signal
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
+from torch.utils.data import dataloader
 
 import synthetic
 from polymodal.curation.captions import write_captions
 from polymodal.curation.pipeline import WRITING, curate_pages
 from polymodal.curation.preferences import write_preferences
-from polymodal.data.loader import killed_workers
+from polymodal.data import loader
+from polymodal.data.loader import Reader, TrainingData, killed_workers
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
+from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce.compare import compare
 from polymodal.reproduce.tuning import tune
 from polymodal.serving.embedding import write_embeddings
@@ -92,6 +99,25 @@ def test_a_killed_worker_ends_in_a_sentence():
         raise killed
     with pytest.raises(RuntimeError, match="of another kind"), killed_workers():
         raise RuntimeError("of another kind")
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_does_not_make_others_wait(corpus, monkeypatch):
+    def killed(examples: Any, processor: Any, rng: Any) -> Any:
+        frame = inspect.currentframe()
+        while "data_queue" not in frame.f_locals:
+            frame = frame.f_back
+        queue = frame.f_locals["data_queue"]
+        queue._wlock.acquire()
+        os.write(queue._writer.fileno(), struct.pack("!i", 1000) + b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(loader, "GRACE", 0.5)
+    monkeypatch.setattr(dataloader._utils.signal_handling, "_set_SIGCHLD_handler", lambda: None)  # whose error was lost
+    reader = Reader(corpus, fit_processor(clip.Recipe.tiny(), corpus))
+    data = TrainingData(reader, 4, 0, killed, num_workers=2)
+    with pytest.raises(UserError, match="A process that prepares batches has ended"), killed_workers():
+        next(data)
+    data.close()
 
 
 def test_a_folder_half_written_by_curate_is_written_again(tmp_path, monkeypatch):

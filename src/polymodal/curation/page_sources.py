@@ -23,9 +23,7 @@ PageImages = Callable[[str, str], bytes | None]
 
 MAX_PAGE_BYTES = 64 * 2**20
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-STATED_ENCODING = re.compile(
-    rb"""<(?:meta|\?xml)[^>]*?\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE
-)
+STATED_ENCODING = re.compile(rb"""(?i)<(?:meta|\?xml)[^>]*?\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""")
 
 
 def pages_in(source: Path) -> Iterator[dict[str, str]]:
