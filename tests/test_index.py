@@ -237,6 +237,20 @@ def test_approximate_search_finds_nearly_all(run, tmp_path, monkeypatch):
     assert np.mean(recalls) > 0.95
 
 
+def test_a_build_that_was_killed_before_its_text_index_goes_on(run, tmp_path, monkeypatch):
+    corpus, place = corpora.from_path(written(tmp_path, records(20))), str(tmp_path / "index")
+
+    def killed(table):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_build, "arrange", killed)
+        with pytest.raises(SystemExit):
+            build_index(run, corpus, place)
+    assert build_index(run, corpus, place)[:4] == (0, 0, 0, 20)
+    assert {column for index in Index(place).table.list_indices() for column in index.columns} == {"text"}
+
+
 def test_the_command_line(polymodal, run, tmp_path):
     path = written(tmp_path, records(40))
     done = polymodal("index", str(run.directory), "--data", str(path), "--out", "index")

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 import synthetic
@@ -43,3 +44,15 @@ def test_a_folder_named_like_a_built_in_corpus_is_what_a_path_opens(tmp_path, mo
     (tmp_path / "digits" / "a.csv").write_text("text\n" + "\n".join(f"thing {n}" for n in range(30)))
     monkeypatch.chdir(tmp_path)
     assert len(from_path("digits")) == 30
+
+
+def test_a_saved_corpus_whose_table_lacks_a_field_is_damaged(tmp_path):
+    synthetic.corpus(tmp_path / "corpus")
+    rows = tmp_path / "corpus" / "rows.arrow"
+    table = pa.ipc.open_file(rows.read_bytes()).read_all()
+    texts = pa.array([[{"text": "a"}]] * len(table))
+    table = table.set_column(table.column_names.index("text"), "text", texts)
+    with pa.ipc.new_file(str(rows), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match=r"the column text of rows\.arrow has no field language"):
+        from_path(tmp_path / "corpus")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as escape
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from polymodal.corpora.saved import open_saved
 from polymodal.curation.ngrams import NGramModel, normalize_text
 from polymodal.curation.noise import curation_scores, good_paragraphs, is_good, kept_of, with_noise
 from polymodal.curation.page_sources import pages_in
-from polymodal.curation.pipeline import CurationOptions, curate_pages
+from polymodal.curation.pipeline import CurationOptions, curate_pages, steps_of_page
 from polymodal.curation.quality import (
     Judge,
     Knowledge,
@@ -623,6 +624,38 @@ def test_what_cannot_be_curated_is_one_sentence(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_odd_pages_are_read_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polymodal.curation.page_sources.MAX_PAGE_BYTES", 5000)
+    text = "مدينة"
+    stated = f'<html><head><meta charset="windows-1256"></head><p>{text}</p>'
+    xml = f"<?xml version='1.0' encoding='iso-8859-6'?><p>{text}</p>"
+    pages = {
+        "arabic.html": stated.encode("windows-1256"),
+        "binary.html": bytes(range(256)) * 9,
+        "empty.html": b"",
+        "huge.html": b"<p>x</p>" * 1000,
+        "marked.html": f"<p>{text}</p>".encode("utf-16"),
+        "unknown.html": f'<meta charset="hex"><p>{text}</p>'.encode(),
+        "xml.xhtml": xml.encode("iso-8859-6"),
+    }
+    for name, content in pages.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "dangling.html").symlink_to("nowhere")
+    (tmp_path / "loop.html").symlink_to("loop.html")
+    (tmp_path / "folder.html").mkdir()
+    os.mkfifo(tmp_path / "pipe.html")
+    read = {page["key"]: page["html"] for page in pages_in(tmp_path)}
+    assert {name for name, html in read.items() if text in html} == {
+        "arabic.html", "marked.html", "unknown.html", "xml.xhtml",
+    }  # fmt: skip
+    assert {name for name, html in read.items() if not html} == {
+        "dangling.html", "empty.html", "huge.html", "loop.html", "pipe.html",
+    }  # fmt: skip
+    assert set(read) == {*pages, "dangling.html", "loop.html", "pipe.html"}
+    for html in read.values():
+        steps_of_page(html, "", {})
 
 
 def test_tables_of_pages_are_read(tmp_path: Path) -> None:

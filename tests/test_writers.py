@@ -1,21 +1,30 @@
 """Commands that write one folder or file exclude each other, in a sentence that names the owner."""
 
 import inspect
+import os
+import signal
+import struct
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from filelock import FileLock, Timeout
+from torch.utils.data import dataloader
 
+import synthetic
 from polymodal.curation.captions import write_captions
 from polymodal.curation.pipeline import WRITING, curate_pages
 from polymodal.curation.preferences import write_preferences
-from polymodal.data.loader import killed_workers
+from polymodal.data import loader
+from polymodal.data.loader import Reader, TrainingData, killed_workers
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
+from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce.compare import compare
 from polymodal.reproduce.tuning import tune
 from polymodal.serving.embedding import write_embeddings
+from polymodal.serving.export.folder import export
 from polymodal.training.folder_lock import lock_folder, writes
 
 
@@ -28,6 +37,7 @@ WRITERS = {
     "caption": (write_captions, "folder"),
     "sample-preferences": (write_preferences, "folder"),
     "curate": (curate_pages, "out"),
+    "export": (export, "out"),
     "embed": (write_embeddings, "out"),
     "compare": (compare, "out"),
     "tune": (tune, "out"),
@@ -91,6 +101,25 @@ def test_a_killed_worker_ends_in_a_sentence():
         raise RuntimeError("of another kind")
 
 
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_does_not_make_others_wait(corpus, monkeypatch):
+    def killed(examples: Any, processor: Any, rng: Any) -> Any:
+        frame = inspect.currentframe()
+        while "data_queue" not in frame.f_locals:
+            frame = frame.f_back
+        queue = frame.f_locals["data_queue"]
+        queue._wlock.acquire()
+        os.write(queue._writer.fileno(), struct.pack("!i", 1000) + b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(loader, "GRACE", 0.5)
+    monkeypatch.setattr(dataloader._utils.signal_handling, "_set_SIGCHLD_handler", lambda: None)  # whose error was lost
+    reader = Reader(corpus, fit_processor(clip.Recipe.tiny(), corpus))
+    data = TrainingData(reader, 4, 0, killed, num_workers=2)
+    with pytest.raises(UserError, match="A process that prepares batches has ended"), killed_workers():
+        next(data)
+    data.close()
+
+
 def test_a_folder_half_written_by_curate_is_written_again(tmp_path, monkeypatch):
     from polymodal.curation import pipeline
 
@@ -121,3 +150,25 @@ def test_a_folder_half_written_by_curate_is_written_again(tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.rglob("*.parquet")] == ["whole.parquet"]
     with pytest.raises(UserError, match="is not empty"):
         curate_pages(recipe, [], out, None)
+
+
+def test_nothing_is_written_inside_a_run(tmp_path, polymodal):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for function, argument in WRITERS.values():
+        needed = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+        given: dict[str, Any] = {one.name: SimpleNamespace() for one in needed}
+        if function is not write_embeddings:  # a file, which may be beside the weights
+            with pytest.raises(UserError, match="is inside the run"):
+                function(**given | {argument: tmp_path / "run" / "inside"})
+    done = polymodal("train", "clip", "--corpus", "digits", "--budget", "1steps", "--out", "run/inside")
+    assert (done.returncode, "is inside the run" in done.stderr) == (2, True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_a_link_to_an_empty_folder_is_written_through(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    synthetic.corpus(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "rows.arrow").is_file()

@@ -12,6 +12,7 @@ from polymodal import source
 from polymodal.cli._flags import Arguments, JsonOptions, RunOptions, parse, positional, run_and_corpus
 from polymodal.cli._printing import print_json, print_table, say_which_weights, terminal, waiting
 from polymodal.errors import UserError, unknown
+from polymodal.files import written_aside
 
 if TYPE_CHECKING:
     from polymodal.evaluation import Scored
@@ -97,7 +98,8 @@ def _record(scored: "Scored") -> dict[str, Any]:
 def _write(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another --out.") from error
 

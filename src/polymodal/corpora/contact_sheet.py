@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UnreadableExample
+from polymodal.files import written_aside
 from polymodal.modalities import Image, Video
 from polymodal.modalities.image import to_rgb
 
@@ -68,7 +69,8 @@ def plot_contact_sheet(corpus: Corpus, rows: np.ndarray, path: Path) -> None:
                 cell.text(0.5, 0.5, "—", ha="center", va="center", color="#999999")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # scripts that matplotlib's font lacks
-        figure.savefig(path, metadata={"Software": SOFTWARE})
+        with written_aside(path) as aside:
+            figure.savefig(aside, format="png", metadata={"Software": SOFTWARE})
 
 
 def has_images(corpus: Corpus) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -42,7 +43,7 @@ def save_corpus(
     The folder is written atomically. types: storage types of columns that differ from those of built-in corpora. label:
     column for classification. made: called at the end for provenance. Raises UserError when the folder is not empty.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link to an empty folder stays a link
     check_empty(folder)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -152,11 +153,27 @@ def _check_columns(table: pa.Table, columns: Mapping[str, Modality], label: Any)
     missing = {"key", "split", *columns, *([] if label is None else [label])} - {*table.column_names}
     if missing:
         raise ValueError(f"{ROWS} has no column {sorted(map(str, missing))[0]}")
+    for name, modality in columns.items():
+        lacking = _lacking_field(table.schema.field(name).type, modality.arrow_type)
+        if lacking:
+            raise ValueError(f"the column {name} of {ROWS} has no field {lacking}")
     for name in ("key", "split"):
         if not is_string(table.schema.field(name).type):
             raise ValueError(f"the column {name} is no text")
     if label is not None and label not in columns:
         raise ValueError(f"the label {label} is no column")
+
+
+def _lacking_field(stored: pa.DataType, wanted: pa.DataType) -> str:
+    """Return the name of a field of structs, also in lists, that the stored type does not have; else an empty text."""
+    if hasattr(stored, "value_type") and hasattr(wanted, "value_type"):
+        return _lacking_field(stored.value_type, wanted.value_type)
+    if not (pa.types.is_struct(wanted) and pa.types.is_struct(stored)):
+        return ""
+    for field in wanted:
+        if stored.get_field_index(field.name) < 0:
+            return field.name
+    return next(filter(None, (_lacking_field(stored.field(one.name).type, one.type) for one in wanted)), "")
 
 
 def _record(modality: Any) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -18,6 +21,10 @@ from polymodal.modalities.image import to_rgb
 PageImages = Callable[[str, str], bytes | None]
 """Maps (page key, image address) to the encoded figure; None where it is not available."""
 
+MAX_PAGE_BYTES = 64 * 2**20
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+STATED_ENCODING = re.compile(rb"""(?i)<(?:meta|\?xml)[^>]*?\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""")
+
 
 def pages_in(source: Path) -> Iterator[dict[str, str]]:
     """Read pages from a folder of HTML files, or a Parquet or JSON lines file with a column html and optionally url.
@@ -25,11 +32,12 @@ def pages_in(source: Path) -> Iterator[dict[str, str]]:
     Raises UserError for anything else, and where there is none.
     """
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".html", ".htm", ".xhtml"))
+        suffixes = (".html", ".htm", ".xhtml")
+        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir())
         if not files:
             raise UserError(f"{source} has no .html file.")
         for path in files:
-            html = path.read_text(encoding="utf-8", errors="replace")
+            html = _text_of(path)
             folder = path.parent.relative_to(source).as_posix()
             yield {
                 "key": path.relative_to(source).as_posix(),
@@ -40,6 +48,36 @@ def pages_in(source: Path) -> Iterator[dict[str, str]]:
     if not source.is_file():
         raise UserError(f"There is no file or folder {source}.")
     yield from _of_table(source)
+
+
+def _text_of(path: Path) -> str:
+    """Read a page in the encoding that it states, else in UTF-8; what cannot be decoded is replaced.
+
+    What cannot be read, such as a dangling link or a pipe, and what is too large for a page, is an empty page.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_PAGE_BYTES:
+            return ""
+        data = path.read_bytes()
+    except OSError:
+        return ""
+    return data.decode(_encoding_of(data), errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _encoding_of(data: bytes) -> str:
+    """Return the encoding by a byte order mark, or by what the first kilobyte states (HTML standard, 13.2.3.2)."""
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return name
+    stated = STATED_ENCODING.search(data[:1024])
+    if stated is None:
+        return "utf-8"
+    try:
+        codec = codecs.lookup(stated[1].decode())
+    except LookupError:
+        return "utf-8"
+    # A page that states UTF-16 in single bytes is no UTF-16, and codecs such as hex make no text.
+    return codec.name if codec._is_text_encoding and not codec.name.startswith("utf-16") else "utf-8"
 
 
 def _of_table(source: Path) -> Iterator[dict[str, str]]:
@@ -56,9 +94,16 @@ def _of_table(source: Path) -> Iterator[dict[str, str]]:
                 raise UserError(f"{source} has no column html; it has {', '.join(batch.schema.names)}.")
             for index, row in enumerate(batch.to_pylist()):
                 key = row.get("key") or row.get("url") or f"{first}/{index}"
-                yield {"key": str(key), "html": row["html"] or "", "base": str(row.get("url") or "")}
+                yield {"key": str(key), "html": _text_in(row["html"]), "base": str(row.get("url") or "")}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{source} is neither Parquet nor JSON lines that can be read ({error}).") from error
+
+
+def _text_in(value: Any) -> str:
+    """Return the page of a cell, which may be bytes; a cell of another type is an empty page."""
+    if isinstance(value, bytes):
+        return value.decode(_encoding_of(value), errors="replace")
+    return value if isinstance(value, str) else ""
 
 
 def pages_of(corpus: Corpus, rows: Sequence[int] | None = None) -> Iterator[dict[str, str]]:

@@ -28,6 +28,7 @@ from polymodal.curation.page_sources import PageImages, images_below
 from polymodal.curation.steps import Curation, CurationStep, Rejection
 from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError, needs
+from polymodal.files import remove_folder, remove_removed
 from polymodal.modalities import Interleaved
 from polymodal.training.folder_lock import writes
 from polymodal.training.recipe_record import recipe_record
@@ -95,6 +96,7 @@ def curate_pages(
     """
     options, out = options or CurationOptions(), Path(out)
     aside = out.with_name(f".{out.name}.curating")
+    remove_removed(aside)
     half_written = (aside / WRITING).is_file()
     if not half_written:
         check_empty(out)
@@ -111,14 +113,13 @@ def curate_pages(
         shards.append(file)
     counts = _counted(shards, steps)
     if not list(counts.values())[-1].pages_out:
-        shutil.rmtree(aside)
+        remove_folder(aside)
         raise UserError(f"Nothing is left of {next(iter(counts.values())).pages_in:,} pages.")
     if figures is None and source and Path(source).is_dir():
         figures = images_below(Path(source))
     (aside / WRITING).touch()
     corpus = _written(recipe, shards, out, source, counts, figures or (lambda key, address: None))
-    (aside / WRITING).unlink()
-    shutil.rmtree(aside)
+    remove_folder(aside)
     return corpus, counts
 
 

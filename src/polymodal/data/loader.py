@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -27,6 +31,7 @@ from polymodal.types import Batch, Example
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30
 MAX_SKIPPED = 0.1
+GRACE = 10.0  # seconds in which torch notices a killed process by itself
 
 
 class Reader:
@@ -220,6 +225,7 @@ class _FromProcesses:
                     multiprocessing_context="fork",
                 )
             )
+            _watch(self._prepared)
         batch, skipped = next(self._prepared)
         self.data.reader.skipped |= skipped
         if isinstance(batch, UserError):
@@ -259,6 +265,27 @@ class _Preparation(torch.utils.data.Dataset[Prepared]):
         skipped = {key: why for key, why in reader.skipped.items() if key not in self.said}
         self.said |= skipped.keys()
         return batch, skipped
+
+
+def _watch(batches: Any) -> None:
+    """End all processes of a DataLoader when one has died and the reader may wait for the rest of its batch.
+
+    Half a batch is in the pipe then, and torch, which waits for whole ones, does not look whether processes live. The
+    pipe ends when nobody can write into it, so that this process closes its own end of it.
+    """
+    workers, results = list(batches._workers), batches._worker_result_queue
+    results._writer.close()
+    iterator = weakref.ref(batches)
+
+    def wait() -> None:
+        connection.wait([worker.sentinel for worker in workers])
+        time.sleep(GRACE)
+        if iterator() is not None:  # the reader has not noticed
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+
+    threading.Thread(target=wait, name="watch of workers", daemon=True).start()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from polymodal.evaluation import tasks
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.evaluation.trained_rows import warn_of_trained_rows
+from polymodal.files import written_aside
 from polymodal.training.feature_cache import with_features
 from polymodal.training.parallel import register_forward_methods
 from polymodal.training.run import Run
@@ -89,7 +90,8 @@ def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
         for task in applicable_tasks(inputs):
             if task.plot is not None and inputs.test_splits:
                 path = folder / f"{names[id(task)]}.png"
-                task.plot(inputs).save(path)
+                with written_aside(path) as aside:
+                    task.plot(inputs).save(aside)
                 written.append(path)
     except OSError as error:
         raise UserError(f"Plots cannot be written to {folder}: {error.strerror or error}.") from error

@@ -22,7 +22,7 @@ CHUNK = 1024  # examples in memory at once
 EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # columns that methods embed
 
 
-@writes("out")
+@writes("out", inside_runs=True)
 def write_embeddings(run: Run, corpus: Corpus, out: Path, column: str = "") -> tuple[int, dict[str, str]]:
     """Write the keys, and the embeddings per modality that the run embeds, in the format of the suffix.
 

@@ -26,6 +26,7 @@ from polymodal.serving.index_table import (
     Origin,
     arrange,
     holds_index,
+    lacks_text_index,
     open_table,
     read_digests,
     read_origin,
@@ -95,7 +96,7 @@ def _build_index(run: Run, corpus: Corpus, place: str, report: Report) -> Built:
         raise UserError(f"No example of '{corpus.name}' can be read, so there is no index.")
     with user_errors(f"The index {place} cannot be brought up to date"):
         remove_rows(table, sorted(gone))
-        if added or changed or gone:
+        if added or changed or gone or lacks_text_index(table):
             arrange(table)
     return Built(added, changed, len(gone), len(stored) - changed - len(gone), reader.skipped)
 

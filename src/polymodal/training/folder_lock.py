@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from polymodal.errors import UserError, write_errors
+from polymodal.training.run_files import RECORD
 
 Writer = TypeVar("Writer", bound=Callable[..., Any])
 
 
-def writes(argument: str) -> Callable[[Writer], Writer]:
+def writes(argument: str, inside_runs: bool = False) -> Callable[[Writer], Writer]:
     """Decorate a function that writes the folder or file which an argument names: one process at a time calls it.
 
-    Nothing is locked where the argument is None.
+    Nothing is locked where the argument is None. inside_runs: whether the place may be in the folder of a run.
     """
 
     def decorate(function: Writer) -> Writer:
@@ -32,7 +33,8 @@ def writes(argument: str) -> Callable[[Writer], Writer]:
             place = signature.bind(*arguments, **named).arguments.get(argument)
             if place is None:
                 return function(*arguments, **named)
-            with lock_folder(Path(place), "written", "wait until it has ended, or name another place with --out"):
+            advice = "wait until it has ended, or name another place with --out"
+            with lock_folder(Path(place), "written", advice, inside_runs):
                 return function(*arguments, **named)
 
         return locked  # type: ignore[return-value]
@@ -41,17 +43,20 @@ def writes(argument: str) -> Callable[[Writer], Writer]:
 
 
 @contextmanager
-def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
+def lock_folder(folder: Path, doing: str, advice: str, inside_runs: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, a hidden file beside it that names process and host. The folder need not exist.
 
     The operating system frees the lock of a process that ends in any way. doing: what the holder does to the folder,
-    such as "trained into". Raises UserError when another process holds it. Where the file system has no locks, there is
-    none.
+    such as "trained into". Raises UserError when another process holds it, and for a place inside a run, except with
+    inside_runs. Where the file system has no locks, there is none.
     """
     if folder.is_symlink() and not folder.exists():
         target = os.readlink(folder)
         raise UserError(f"{folder} is a link to {target}, which does not exist; remove it, or name another --out.")
     folder = Path(os.path.realpath(folder))
+    run = None if inside_runs else next((parent for parent in folder.parents if (parent / RECORD).is_file()), None)
+    if run is not None:
+        raise UserError(f"{folder} is inside the run {run}; name a place outside it with --out.")
     path = folder.with_name(f".{folder.name}.lock")
     with write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from typing_extensions import TypeVar
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.processor import Processor
 from polymodal.errors import UnreadableExample, UserError, read_errors, unusable, write_errors
+from polymodal.files import written_aside
 from polymodal.notebook import html_table
 from polymodal.training.checkpoint import save_weights
 from polymodal.training.checkpoint_reading import load_weights
@@ -202,9 +203,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def write_text(path: Path, text: str) -> None:
     """Write a temporary file and rename it, so that readers never see a partial file."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from polymodal.serving.export.onnx import to_onnx
 from polymodal.serving.export.sentence_transformers import to_sentence_transformers
 from polymodal.serving.export.transformers import to_transformers
 from polymodal.training import Run
+from polymodal.training.folder_lock import writes
 
 TOLERANCE = 1e-4  # maximum difference between the embeddings or logits of a run and of its export
 
@@ -42,12 +43,14 @@ class Export:
     difference: float
 
 
+@writes("out")
 def export(run: Run, to: str, out: Path, command: str = "") -> Export:
     """Export a run to another library's format. command: for the model card.
 
     Raises UserError for an unknown format, a method with no export, an existing folder, a missing package, or an export
     whose outputs differ from the run's by more than 1e-4.
     """
+    named = out
     if to not in FORMATS:
         raise unknown("format to export to", to, FORMATS)
     write = next((write for kind, write in FORMATS[to].items() if isinstance(run.model, kind)), None)
@@ -58,11 +61,14 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
         raise UserError(reason)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder, or remove it.")
+    out = Path(os.path.realpath(out))  # a link to an empty folder stays a link
     with write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as aside:
-            partial = Path(aside) / "export"
-            partial.mkdir()
+        aside = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
+        partial = aside / "export"
+        partial.mkdir(parents=True)
+        try:
             with torch.inference_mode(False), torch.no_grad():
                 what, difference = write(run, partial)
             if not difference <= TOLERANCE:
@@ -74,7 +80,9 @@ def export(run: Run, to: str, out: Path, command: str = "") -> Export:
             if out.is_dir():
                 out.rmdir()
             os.replace(partial, out)
-    return Export(out, what, difference)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return Export(named, what, difference)
 
 
 def push(folder: Path, name: str) -> str:
