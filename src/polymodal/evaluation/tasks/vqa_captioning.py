@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
@@ -35,6 +36,11 @@ class CanWrite(CanGenerateText, HasLikelihood, Protocol):
     """Capability: generate a text, and give the log-probability of one."""
 
 
+def answers_questions(processor: Any, corpus: Corpus) -> bool:
+    """Return whether the corpus has questions, and the method reads them; a captioner does not."""
+    return corpus.has_modality(Questions) and "questions" in processor.columns
+
+
 def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
@@ -42,7 +48,7 @@ def written_scores(
 
     Without a training split, captions are not scored, as chance is measured there.
     """
-    has_questions = reader.corpus.has_modality(Questions)
+    has_questions = answers_questions(processor, reader.corpus)
     scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
     has_captions = reader.corpus.has_modality(Text) and len(reader.corpus.splits.get("train", ()))
     return scores + (caption_scores(method, processor, reader, split) if has_captions else [])
@@ -124,7 +130,7 @@ def plot(inputs: TaskInputs) -> Panels:
             [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
             for text, example in zip(captions, examples, strict=True)
         ]
-    if inputs.corpus.has_modality(Questions):
+    if answers_questions(inputs.processor, inputs.corpus):
         questions = question_lines(inputs.method, inputs.processor, examples, "image")
         lines = [of_example + more for of_example, more in zip(lines, questions, strict=True)]
     panels = [
@@ -149,7 +155,7 @@ task = Task(
     }
     | METRICS,
     headline=("vqa/accuracy", "vqa/image_gain", "captions/bits_per_byte", "captions/CHAIR_i"),
-    protocol=lambda inputs: question_protocol(inputs) if inputs.corpus.has_modality(Questions) else {},
+    protocol=lambda inputs: question_protocol(inputs) if answers_questions(inputs.processor, inputs.corpus) else {},
     forward_methods=("generate_text", "log_likelihood"),
     hint="ask RUN IMAGE",
 )
