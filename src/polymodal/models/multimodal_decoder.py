@@ -26,6 +26,8 @@ from polymodal.models.locked_image_tuning import VisionEncoder
 from polymodal.objectives.masked_modeling import normalize_patches
 from polymodal.types import Batch
 
+FLAT = 1e-3  # range of the normalized values of each color in a patch that counts as flat
+
 
 @dataclass(frozen=True)
 class MultimodalDecoderConfig:
@@ -133,7 +135,7 @@ class ImageWriter(VisionEncoder):
     ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
         """Return the squared error of the second half of the patches, given the first as the prefix.
 
-        Then which patches are predicted, and which of these are flat: of one color, whose normalized values are 0.
+        Then which patches are predicted, and which of these are flat, of one color in all of their pixels.
         """
         patches = self.patches(batch["image"])
         prefix = (patches.lengths // 2).clamp(min=1)
@@ -142,7 +144,8 @@ class ImageWriter(VisionEncoder):
         target = normalize_patches(patches.values[:, 1:])
         error = self.decoder.pixel_head(self.decoder(features, nothing).image[:, :-1]) - target
         predicted = self.predicted_patches(batch["image"], prefix)
-        return error.square().mean(-1), predicted, target.square().mean(-1) < 0.5
+        by_color = patches.values[:, 1:].unflatten(2, (3, -1))
+        return error.square().mean(-1), predicted, (by_color.amax(3) - by_color.amin(3)).amax(2) < FLAT
 
     def generate_text(
         self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None

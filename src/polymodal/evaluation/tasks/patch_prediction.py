@@ -28,8 +28,8 @@ class PredictsPatches(Protocol):
 def patch_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Return the mean squared error of the second half of an image's patches, given the first half.
 
-    Targets are normalized patch by patch, so that the mean color of each patch (chance) has an error of about 1 but on
-    flat patches, of one color, where it is right: `mse_without_flat` leaves these out, `flat` is their fraction.
+    Targets are normalized patch by patch, so that the mean of a patch has an error of about 1 (chance). The ground of
+    a drawing is easy to predict: `mse_without_flat` leaves out patches of one color; `flat` is their fraction.
     """
     _, examples = reader.read_split(split)
     images = {"image": [example["image"] for example in examples]}
@@ -40,10 +40,9 @@ def patch_scores(method: nn.Module, processor: Processor, reader: Reader, split:
     counts = torch.cat([torch.stack([wanted, wanted & ~flat]).sum(2).T for _, wanted, flat in batches])
     every, textured = counts.unbind(1)
     name = f"{split}/patches"
-    mean_color = float(textured.sum() / every.sum().clamp(min=1))
     return [
         _score(f"{name}/mse_without_flat", sums[:, 1], textured, 1.0),
-        _score(f"{name}/mse", sums[:, 0], every, mean_color),
+        _score(f"{name}/mse", sums[:, 0], every, 1.0),
         _score(f"{name}/flat", every - textured, every, None),
     ]
 

@@ -41,6 +41,10 @@ def answers_questions(processor: Any, corpus: Corpus) -> bool:
     return corpus.has_modality(Questions) and "questions" in processor.columns
 
 
+def _reads_regions(processor: Any, corpus: Corpus) -> bool:
+    return corpus.has_modality(Regions) and "regions" in processor.columns
+
+
 def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
@@ -110,7 +114,7 @@ def _words(text: str) -> str:
 
 def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     scores = written_scores(method, processor, reader, split)
-    if reader.corpus.has_modality(Regions) and len(reader.corpus.splits.get("train", ())):
+    if _reads_regions(processor, reader.corpus) and len(reader.corpus.splits.get("train", ())):
         scores += object_hallucination_scores(method, processor, reader, split)
     return scores
 

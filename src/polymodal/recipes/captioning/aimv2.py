@@ -7,11 +7,10 @@ afterwards. A last stage (LiT) aligns the frozen encoder with a text encoder by 
 classification. `objective="contrastive"` trains the same encoder by CLIP's loss instead.
 
 Differs from the paper in: positions of the decoder are RoPE (the paper does not say); decoder and text encoder of LiT
-share one tokenizer; the area of an image at native resolution is sampled for each image and not for each batch, with a
-constant number of images, so that the result does not depend on micro-batches and processes, and images are not cropped
-there; weights do not decay by themselves but with the learning rate (0.1 in place of 1e-4 at a peak of 1e-3). Training
-at higher resolution is a run with `--init` at another `--image.image-size`. The distilled ViT-L, LLaVA tuning and
-detection are left out, the first because its recipe is unpublished.
+share one tokenizer; native resolution is sampled for each image, not for each batch with as many images as fit, so that
+micro-batches and processes change nothing, and without crops; weight decay is AdamW's, times the learning rate (0.1 in
+place of 1e-4). Left out: tuning at 336 and 448 pixels, LLaVA tuning, detection, and the distilled ViT-L, whose recipe
+is unpublished.
 
 Terms: prefix attention = encoders.prefix_image.PrefixImageEncoder, multimodal decoder =
 models.multimodal_decoder.MultimodalDecoder, L_img = losses.image, L_text = losses.text, alpha = image_loss_weight,
