@@ -1,5 +1,5 @@
-"""The claims of `aimv2`, for `polymodal reproduce aimv2` and `polymodal reproduce aimv2 dense_signal`: against CLIP at a
-small batch, and with and without the prediction of patches where few images have captions."""
+"""The claims of `aimv2`, for `polymodal reproduce aimv2`: against CLIP at a small batch; and with `--claim dense_signal`,
+with and without the prediction of patches where few images have captions."""
 
 from __future__ import annotations
 

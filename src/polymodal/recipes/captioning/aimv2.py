@@ -41,7 +41,7 @@ from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT
 from polymodal.modalities.image import PatchedImages
 from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
-from polymodal.modalities.text import Tokens
+from polymodal.modalities.text import END, Tokens
 from polymodal.models.dual_encoder import DualEncoderConfig
 from polymodal.models.locked_image_tuning import AttentionPoolHead, ContrastiveEncoder
 from polymodal.models.multimodal_decoder import ImageWriter, MultimodalDecoder, MultimodalDecoderConfig
@@ -87,8 +87,7 @@ class AIMv2(ImageWriter):
         """tuning: further parts, see `ContrastiveEncoder`."""
         patch_dim = 3 * recipe.image.patch_size**2
         decoder = MultimodalDecoder(recipe.decoder, recipe.image.width, patch_dim, processor.tokenizer.vocab_size)
-        nothing = processor.text([""])
-        end = int(nothing.ids[0, nothing.lengths[0] - 1])
+        (end,) = processor.tokenizer.mark_ids(END)
         super().__init__(recipe.image.build(), decoder=decoder, end=end, **tuning)
         self.recipe = recipe
 
@@ -202,27 +201,19 @@ class Recipe(TrainingRecipe):
         sampled = 1 + (example_rng.uniform() * (patches - 1)).long()  # uniform in 1 .. I - 1
         prefix = {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[self.attention]
         fractions = (self.caption_fraction, 1 - self.caption_fraction)
-        captioned, texts = [], []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            captions = example.get("text", [])
-            every = "\n".join(caption.text for caption in captions)
-            captioned.append(bool(captions) and pool_of(every, fractions) == 0)
-            texts.append(processor.text.sample_caption(captions, rng) if captions else "")
-        return {
-            "image": images,
-            "prefix": prefix,
-            "text": processor.text(texts),
-            "captioned": torch.tensor(captioned),
-        }
+        captions = [example.get("text", []) for example in examples]
+        every = ["\n".join(caption.text for caption in some) for some in captions]
+        captioned = torch.tensor([bool(text) and pool_of(text, fractions) == 0 for text in every])
+        each = zip(captions, example_rng.generators, strict=True)
+        texts = processor.text([processor.text.sample_caption(some, rng) if some else "" for some, rng in each])
+        return {"image": images, "prefix": prefix, "text": texts, "captioned": captioned}
 
     def lit_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LiTBatch:
         """Augmented images and a caption of each."""
         images = self._images(examples, processor, example_rng)
         each = zip(examples, example_rng.generators, strict=True)
-        return {
-            "image": images,
-            "text": processor.text([processor.text.sample_caption(example["text"], rng) for example, rng in each]),
-        }
+        texts = [processor.text.sample_caption(example["text"], rng) for example, rng in each]
+        return {"image": images, "text": processor.text(texts)}
 
     def _images(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Images:
         images = [example["image"] for example in examples]
