@@ -1,5 +1,5 @@
-"""The claims of `aimv2`, for `polymodal reproduce aimv2`: against CLIP at a small batch; and with `--claim dense_signal`,
-with and without the prediction of patches where few images have captions."""
+"""The claims of `aimv2`, for `polymodal reproduce aimv2`: against CLIP at a small batch; and as
+`--claim dense_signal` patches predicted or not where few images have captions."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 A throw-away decoder reads the encoder's features and predicts every next patch by regression and every next word by
 cross-entropy, so that all patches and words give a signal, without negatives or large batches. Prefix attention in the
 encoder (a random number of first patches attend to each other, later ones causally) lets it be used without a mask
-afterwards. A last stage (LiT) aligns the frozen encoder with a text encoder by InfoNCE, for search and zero-shot
-classification. `objective="contrastive"` trains the same encoder by CLIP's loss instead.
+afterwards. A last stage (LiT) aligns the frozen encoder with a text encoder by InfoNCE, for search and zero-shot use.
 
 Differs from the paper in: positions of the decoder are RoPE (the paper does not say); decoder and text encoder of LiT
 share one tokenizer; native resolution is sampled for each image, not for each batch with as many images as fit, so that
@@ -210,6 +209,8 @@ class Recipe(TrainingRecipe):
 
     def lit_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LiTBatch:
         """Augmented images and a caption of each."""
+        if not all("text" in example for example in examples):
+            raise UserError("LiT reads pairs, and an image has no caption: leave such out, or set --lit-fraction 0.")
         images = self._images(examples, processor, example_rng)
         each = zip(examples, example_rng.generators, strict=True)
         texts = [processor.text.sample_caption(example["text"], rng) for example, rng in each]
@@ -225,7 +226,6 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         return cls(
             image=PrefixImageEncoderConfig(32, 8, width=16, depth=1, num_heads=2, mlp_dim=32),
             decoder=MultimodalDecoderConfig(width=16, depth=1, num_heads=2, mlp_dim=32),
