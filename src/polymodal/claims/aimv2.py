@@ -63,7 +63,7 @@ dense_signal = Claim(
     },
     corpus="emoji",
     languages=("en",),
-    budget=Budget(examples=9600),
+    budget=Budget(examples=8000),
     seeds=3,
     metrics=(*_probes, "test/captions/bits_per_byte", "test/patches/mse_without_flat"),
     tuning={"learning_rate": (5e-4, 1e-3, 2e-3)},

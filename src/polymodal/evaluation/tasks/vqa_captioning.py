@@ -94,9 +94,11 @@ def object_hallucination_scores(
 
 def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Bits per byte of the longest caption of each image, and the reduction by the image, compared with the image of
-    another example. Chance: bytes as frequent as in the training split.
+    another example. Chance: bytes as frequent as in the training split. Images without a caption are left out.
     """
-    _, examples = reader.read_split(split, MAX_TEXTS)
+    examples = [example for example in reader.read_split(split, MAX_TEXTS)[1] if "text" in example]
+    if not examples:
+        return []
     texts = [longest_caption(example) for example in examples]
     images = [example["image"] for example in examples]
     training_texts = [max((one.text for one in some), key=len) for some in training_captions(reader.corpus)]
