@@ -77,5 +77,6 @@ def columns_by_importance(train: Labelled) -> list[int]:
 
 
 def columns_of(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """The inputs of a method: all columns but the label."""
-    return {name: [example[name] for example in examples] for name in examples[0] if name != "label"}
+    """The inputs of a method: all columns but the label and captions, which may name it."""
+    names = [name for name in examples[0] if name not in ("label", "text")]
+    return {name: [example[name] for example in examples] for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -153,6 +154,26 @@ def boxes_panel(
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
     return Panel(draw, title)
+
+
+def heat_panel(
+    image: Float[Tensor, "3 height width"],
+    weights: Float[Tensor, " patches"],
+    title: str = "",
+    correct: bool | None = None,
+) -> Panel:
+    """An image that is as bright as the weights of its patches, which are a square grid in row-major order."""
+    grid = math.isqrt(len(weights))
+    scaled = (weights - weights.min()) / (weights.max() - weights.min()).clamp(min=1e-6)
+    base = image_panel(image)
+
+    def draw(axes: Any) -> None:
+        base.draw(axes)
+        height, width = image.shape[1:]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes.imshow(scaled.reshape(grid, grid).numpy(), cmap="inferno", alpha=0.65, extent=extent, vmin=0, vmax=1)
+
+    return Panel(draw, title, correct)
 
 
 def text_panel(lines: Sequence[str | Line], title: str = "") -> Panel:

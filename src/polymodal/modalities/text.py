@@ -164,6 +164,11 @@ class Tokens:
         start, end = self.special_tokens
         return (position >= start) & (position < self.lengths[:, None] - end)
 
+    def without_start(self) -> Tokens:
+        """Drop the start tokens."""
+        start, end = self.special_tokens
+        return Tokens(self.ids[:, start:], self.lengths - start, (0, end))
+
     @property
     def token_count(self) -> int:
         return int(self.lengths.sum())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +11,15 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
-from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, clipped, image_panel, shown_images, text_panel
+from polymodal.evaluation.panels import (
+    EXAMPLES,
+    Panels,
+    clipped,
+    heat_panel,
+    image_panel,
+    shown_images,
+    text_panel,
+)
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Text
@@ -93,25 +100,10 @@ def plot(inputs: TaskInputs) -> Panels:
             of_words = votes["text"][number][:, concept].masked_fill(~content[number], -math.inf)
             ids = [tokens.ids[number, place : place + 1].tolist() for place in of_words.argsort(descending=True)[:2]]
             title = clipped(f"{concept}: {', '.join(processor.text.texts(ids))}", 20, 1)
-            panels.append(Panel(_heat(images[number], votes["image"][number][:, concept]), title))
+            panels.append(heat_panel(images[number], votes["image"][number][:, concept], title))
         rows.append(panels)
     title = "Discrete tokens that image and caption share: the patches and the words that vote for them"
     return Panels(rows, title, [1, 1.2, *[1.0] * MAX_CONCEPTS])
-
-
-def _heat(image: Float[Tensor, "3 height width"], votes: Float[Tensor, " patches"]) -> Callable[[Any], None]:
-    """Draw an image that is as bright as its patches vote for a token."""
-    grid = math.isqrt(len(votes))
-    scaled = (votes - votes.min()) / (votes.max() - votes.min()).clamp(min=1e-6)
-    base = image_panel(image)
-
-    def draw(axes: Any) -> None:
-        base.draw(axes)
-        height, width = image.shape[1:]
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axes.imshow(scaled.reshape(grid, grid).numpy(), cmap="inferno", alpha=0.65, extent=extent, vmin=0, vmax=1)
-
-    return draw
 
 
 task = Task(

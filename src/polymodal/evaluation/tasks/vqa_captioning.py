@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.conversation import DESCRIBE
 from polymodal.data.instructions import longest_caption
 from polymodal.data.loader import Reader
@@ -35,6 +36,15 @@ class CanWrite(CanGenerateText, HasLikelihood, Protocol):
     """Capability: generate a text, and give the log-probability of one."""
 
 
+def answers_questions(processor: Any, corpus: Corpus) -> bool:
+    """Return whether the corpus has questions, and the method reads them; a captioner does not."""
+    return corpus.has_modality(Questions) and "questions" in processor.columns
+
+
+def _reads_regions(processor: Any, corpus: Corpus) -> bool:
+    return corpus.has_modality(Regions) and "regions" in processor.columns
+
+
 def written_scores(
     method: nn.Module, processor: Processor, reader: Reader, split: str, max_examples: int | None = None
 ) -> list[Score]:
@@ -42,7 +52,7 @@ def written_scores(
 
     Without a training split, captions are not scored, as chance is measured there.
     """
-    has_questions = reader.corpus.has_modality(Questions)
+    has_questions = answers_questions(processor, reader.corpus)
     scores = question_scores(method, processor, reader, split, max_examples) if has_questions else []
     has_captions = reader.corpus.has_modality(Text) and len(reader.corpus.splits.get("train", ()))
     return scores + (caption_scores(method, processor, reader, split) if has_captions else [])
@@ -84,9 +94,11 @@ def object_hallucination_scores(
 
 def caption_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Bits per byte of the longest caption of each image, and the reduction by the image, compared with the image of
-    another example. Chance: bytes as frequent as in the training split.
+    another example. Chance: bytes as frequent as in the training split. Images without a caption are left out.
     """
-    _, examples = reader.read_split(split, MAX_TEXTS)
+    examples = [example for example in reader.read_split(split, MAX_TEXTS)[1] if "text" in example]
+    if not examples:
+        return []
     texts = [longest_caption(example) for example in examples]
     images = [example["image"] for example in examples]
     training_texts = [max((one.text for one in some), key=len) for some in training_captions(reader.corpus)]
@@ -104,7 +116,7 @@ def _words(text: str) -> str:
 
 def _split_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     scores = written_scores(method, processor, reader, split)
-    if reader.corpus.has_modality(Regions) and len(reader.corpus.splits.get("train", ())):
+    if _reads_regions(processor, reader.corpus) and len(reader.corpus.splits.get("train", ())):
         scores += object_hallucination_scores(method, processor, reader, split)
     return scores
 
@@ -124,7 +136,7 @@ def plot(inputs: TaskInputs) -> Panels:
             [(f"Caption: {text}", NEUTRAL), (f"Reference: {longest_caption(example)}", NOTE)]
             for text, example in zip(captions, examples, strict=True)
         ]
-    if inputs.corpus.has_modality(Questions):
+    if answers_questions(inputs.processor, inputs.corpus):
         questions = question_lines(inputs.method, inputs.processor, examples, "image")
         lines = [of_example + more for of_example, more in zip(lines, questions, strict=True)]
     panels = [
@@ -149,7 +161,7 @@ task = Task(
     }
     | METRICS,
     headline=("vqa/accuracy", "vqa/image_gain", "captions/bits_per_byte", "captions/CHAIR_i"),
-    protocol=lambda inputs: question_protocol(inputs) if inputs.corpus.has_modality(Questions) else {},
+    protocol=lambda inputs: question_protocol(inputs) if answers_questions(inputs.processor, inputs.corpus) else {},
     forward_methods=("generate_text", "log_likelihood"),
     hint="ask RUN IMAGE",
 )

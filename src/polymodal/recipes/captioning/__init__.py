@@ -1,0 +1,1 @@
+"""Vision encoders that learn by writing: captions, and images patch by patch."""
