@@ -7,7 +7,7 @@ the image nor the text alone finds the right one (FuseLIP, Schlarmann et al. 202
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,7 +49,10 @@ def similarities(
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each group, the similarity of every query to the distinct targets of the group, and which of them is right."""
     pairs = [pair for group in groups for pair in group]
-    columns: dict[str, list[Any]] = {"image": [pair.left.image for pair in pairs], "text": [pair.left.text for pair in pairs]}
+    columns: dict[str, list[Any]] = {
+        "image": [pair.left.image for pair in pairs],
+        "text": [pair.left.text for pair in pairs],
+    }
     queries = torch.cat(answers(method, processor, "embed_composed", columns))
     targets = embed(method, processor, image=[pair.right.image for pair in pairs])["image"]
     results, start = [], 0
