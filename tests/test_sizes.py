@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 
 import polymodal as pm
 from polymodal import recipes
+from polymodal.api import budget_on
 from polymodal.cli._recipe_flags import named_size, parse_with_recipe
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.processor import fit_processor
@@ -226,6 +227,27 @@ def test_the_size_is_chosen_by_data_and_machine(
     assert choose_size(of_user(corpus, side, rows, data=["photos"]), device="cpu").size != "base"
 
 
+@pytest.mark.parametrize(
+    ("budget", "size"),
+    [
+        ("60s", "tiny"),
+        ("14m", "tiny"),
+        ("15m", "small"),
+        ("299steps", "tiny"),
+        ("300steps", "small"),
+        ("9epochs", "small"),
+    ],
+)
+def test_a_budget_that_is_too_short_for_small_trains_tiny(
+    budget: str, size: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = of_user(corpus, 480, 5000, data=["photos"])
+    choice = choose_size(data, budget=budget_on(budget, data))
+    assert choice.size == size
+    assert ("too short for small" in choice.reason) == (size == "tiny")
+
+
 def test_a_run_that_starts_from_another_has_its_size(corpus: Corpus, tmp_path: Path) -> None:
     small = sized(clip.Recipe, "small")
     recipe = replace(small, batch_size=4, image=replace(small.image, depth=1))  # flags changed some of its values
@@ -272,6 +294,7 @@ def test_photographs_are_not_trained_on_as_icons_and_resume_keeps_the_size(
     from polymodal.cli.training import train
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("polymodal.training.sizes.MIN_SMALL_STEPS", 1)
     flags = ["--budget", "2steps", "--batch-size", "8", "--image.depth", "1", "--logger", "none"]
     train(["clip", "--data", str(photos), "--out", str(tmp_path / "run"), *flags])
     printed = capsys.readouterr().err
@@ -317,13 +340,13 @@ def test_photographs_are_tuned_at_the_size_that_they_are_trained_at(
     words = ["clip", "--data", str(photos), "--out", str(tmp_path / "out")]
     for flags in ([], ["--size", "tiny"]):
         with pytest.raises(UserError, match="recorded"):
-            tune([*words, *flags, "--budget", "2m"])
+            tune([*words, *flags, "--budget", "20m"])
     assert "Size small (chosen: images of 70 px on a CPU)." in capsys.readouterr().err
     for given in ("clip", clip.Recipe()):
         with pytest.raises(UserError, match="recorded"):
-            pm.tune(given, photos, "2m")
+            pm.tune(given, photos, "20m")
     with pytest.raises(UserError, match="recorded"):
-        pm.tune(clip.Recipe(word_dropout=0.1), photos, "2m", size="small")
+        pm.tune(clip.Recipe(word_dropout=0.1), photos, "20m", size="small")
     assert [size_of(recipe) for recipe, _ in tuned] == ["small", "tiny", "small", "tiny", "small"]
     assert tuned[-1][0].word_dropout == 0.1
     assert tuned[0][1].endswith("--size small"), "the command that trains the best has the size that was tuned"
@@ -341,20 +364,21 @@ def test_arms_of_a_comparison_have_one_size(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(api, "compare_arms", lambda arms, *_: compared.extend(arm.recipe for arm in arms))
     corpus = pm.corpora.from_path(photos)
-    pm.compare(["clip", "siglip"], corpus, "1step")
-    pm.compare(["clip", recipes.siglip.Recipe()], corpus, "1step")
-    pm.compare(["clip"], corpus, "1step", size="tiny")
+    pm.compare(["clip", "siglip"], corpus, "300steps")
+    pm.compare(["clip", recipes.siglip.Recipe()], corpus, "300steps")
+    pm.compare(["clip"], corpus, "300steps", size="tiny")
     assert [size_of(recipe) for recipe in compared] == ["small", "small", "tiny", "tiny", "tiny"]
     capsys.readouterr()
+    long = Budget(steps=300)
     arms = [comparing._parsed(spec) for spec in ("clip", "siglip", "clip --size base")]
-    assert size_of_arms(arms[:2], corpus) == "small"
+    assert size_of_arms(arms[:2], corpus, long) == "small"
     assert "Size small of all recipes (chosen: " in capsys.readouterr().err
-    assert size_of_arms(arms, corpus) == "small"
+    assert size_of_arms(arms, corpus, long) == "small"
     assert "Size small of the recipes that name none (chosen: " in capsys.readouterr().err
-    assert size_of_arms(arms[2:], corpus) is None
+    assert size_of_arms(arms[2:], corpus, long) is None
     assert capsys.readouterr().err == "", "nothing was chosen"
     mine = SimpleNamespace(recipe=Mine(), preset=SimpleNamespace(size=None, paper=False))
-    assert size_of_arms([arms[0], mine], corpus) is None, "all arms are as large as the user's"
+    assert size_of_arms([arms[0], mine], corpus, long) is None, "all arms are as large as the user's"
     assert size_of(comparing._recipe_with_flags("clip --size base", "small")) == "base"
     assert size_of(comparing._recipe_with_flags("clip --batch-size 8", "small")) == "small"
 
@@ -403,7 +427,7 @@ def test_the_line_is_printed_once_and_timed_without_the_first_step(
     line = SizeLine(
         SizeChoice("tiny", ""), corpus, Budget(steps=9), lambda progress, reached, losses: seen.append(progress.step)
     )
-    line.built(pm.train(replace(clip.Recipe(), batch_size=4), corpus, "1step", progress=False))
+    line.built(pm.train(replace(clip.Recipe(), batch_size=4), corpus, "300steps", progress=False))
     progress = Progress()
     for seconds in (10.0, 1.0, 1.0, 1.0, 1.0):
         progress.count_step(4, seconds, 0.0)

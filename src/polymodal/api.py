@@ -136,9 +136,10 @@ def train(
     given = as_recipe(recipe)
     check_budget(budget)
     corpus = open_data(data)
-    choice = _size_choice(recipe, given, size, corpus, runtime, init=init, out=out, trust_code=trust_code)
-    given = given if choice is None else sized(given, choice.size)
     amount = budget_on(budget, corpus)
+    places = {"init": init, "out": out, "trust_code": trust_code}
+    choice = _size_choice(recipe, given, size, corpus, amount, runtime, **places)
+    given = given if choice is None else sized(given, choice.size)
     title = f"{name or name_of(given)} on {corpus.name}"
     silent = nullcontext({"on_step": on_step})
     with silent if on_step or not progress else progress_and_size(title, choice, corpus, amount) as callbacks:
@@ -167,6 +168,7 @@ def _size_choice(
     given: Any,
     size: Size | None,
     corpus: Corpus,
+    budget: Budget,
     runtime: RuntimeConfig | None = None,
     **places: Any,
 ) -> SizeChoice | None:
@@ -178,7 +180,7 @@ def _size_choice(
         return SizeChoice(size, "")
     if given is recipe or not is_published(type(given)):
         return None
-    return choose_size(corpus, runtime.device if runtime else None, **places)
+    return choose_size(corpus, runtime.device if runtime else None, budget=budget, **places)
 
 
 def evaluate(run: Run | Path | str, data: Any, reader: Reader | None = None, templates: Sequence[str] = ()) -> Scores:
@@ -219,10 +221,10 @@ def compare(
     check_budget(budget)
     corpus = open_data(data)
     given = [arm.recipe if isinstance(arm, Arm) else arm for arm in arms]
-    choices = [_size_choice(one, arm.recipe, size, corpus) for one, arm in zip(given, named, strict=True)]
+    amount = budget_on(budget, corpus)
+    choices = [_size_choice(one, arm.recipe, size, corpus, amount) for one, arm in zip(given, named, strict=True)]
     if (choice := choices[0] if choices and None not in choices else None) is not None:
         named = [replace(arm, recipe=sized(arm.recipe, choice.size)) for arm in named]
-    amount = budget_on(budget, corpus)
     return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
 
 
@@ -258,13 +260,14 @@ def tune(
     if grid is not None and not isinstance(grid, Mapping):
         raise UserError('A grid has lists of values by name, such as {"optimizer.learning_rate": (3e-4, 1e-3)}.')
     corpus = open_data(data)
-    choice = _size_choice(recipe, given, size, corpus, runtime, init=init, trust_code=trust_code)
+    amount = budget_on(budget, corpus)
+    choice = _size_choice(recipe, given, size, corpus, amount, runtime, init=init, trust_code=trust_code)
     given = given if choice is None else sized(given, choice.size)
     name = name or name_of(given)
     return successive_halving(
         given,
         corpus,
-        budget_on(budget, corpus),
+        amount,
         grid,
         out=Path(out or f"tuning/{name}-{corpus.name}-seed-{seed}"),
         eta=eta,

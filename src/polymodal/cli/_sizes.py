@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
     from polymodal.training.sizes import SizeChoice
+    from polymodal.types import Budget
 
 
-def size_choice(parsed: Any, kind: type[Any], corpus: Corpus, out: str) -> SizeChoice:
+def size_choice(parsed: Any, kind: type[Any], corpus: Corpus, out: str, budget: Budget) -> SizeChoice:
     """Return the size of a training. parsed: its flags. kind: of the recipe, which may be a stand-in. out: folder
     of the run."""
     from polymodal.training.sizes import SizeChoice, choose_size, is_published
@@ -20,7 +21,7 @@ def size_choice(parsed: Any, kind: type[Any], corpus: Corpus, out: str) -> SizeC
         return SizeChoice("large" if preset.paper else preset.size, "")
     if not is_published(kind):
         return SizeChoice("tiny", "your own recipe")
-    return choose_size(corpus, parsed.runtime.device, options.init, out, options.trust_code)
+    return choose_size(corpus, parsed.runtime.device, options.init, out, options.trust_code, budget)
 
 
 def size_flags(parsed: Any, choice: SizeChoice) -> list[str]:
@@ -34,7 +35,7 @@ def say_size(choice: SizeChoice, of: str = "") -> None:
     print(f"Size {choice.size}{of} (chosen: {choice.reason}).", file=sys.stderr)
 
 
-def size_of_arms(arms: list[Any], corpus: Corpus) -> str | None:
+def size_of_arms(arms: list[Any], corpus: Corpus, budget: Budget) -> str | None:
     """Return the size that suits data and machine, for all arms of a comparison that name none.
 
     None where it is the defaults, and where an arm is the user's own recipe, whose values are not replaced. arms: their
@@ -45,7 +46,7 @@ def size_of_arms(arms: list[Any], corpus: Corpus) -> str | None:
     unnamed = [arm for arm in arms if not (arm.preset.size or arm.preset.paper)]
     if not unnamed or not all(is_published(type(arm.recipe)) for arm in arms):
         return None
-    choice = choose_size(corpus)
+    choice = choose_size(corpus, budget=budget)
     if choice.size == "tiny":
         return None
     say_size(choice, " of all recipes" if len(unnamed) == len(arms) else " of the recipes that name none")

@@ -97,12 +97,13 @@ def compare(arguments: Arguments) -> None:
     if options.family is not None:
         members = [name for name in _of_family(options.family, corpus) if name not in specs]
         specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
-    size = options.size or size_of_arms(parsed, corpus)
+    budget = budget or budget_on(options.budget or BUDGET, corpus)
+    size = options.size or size_of_arms(parsed, corpus, budget)
     arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
-        budget or budget_on(options.budget or BUDGET, corpus),
+        budget,
         options.seeds,
         options.out,
         jobs=options.jobs,

@@ -64,11 +64,11 @@ def train(arguments: Arguments) -> None:
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     name = short_name(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
-    choice = size_choice(parsed, kind, corpus, out)
+    budget = budget_on(options.budget, corpus)
+    choice = size_choice(parsed, kind, corpus, out, budget)
     if more := size_flags(parsed, choice):
         larger = parse_with_recipe(kinds, kind, [*rest, *more], f"train {spec}", train).recipe
         recipe = options.prepared(source.real(larger))
-    budget = budget_on(options.budget, corpus)
     runtime = source.real(parsed.runtime)
     further = {"early_stop": options.early_stop, "keep": options.keep, "trust_code": options.trust_code}
     _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, further, choice)

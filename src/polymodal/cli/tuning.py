@@ -57,7 +57,7 @@ def tune(arguments: Arguments) -> None:
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     budget = budget_on(options.budget, corpus)
     out = Path(options.out or f"tuning/{name}-{corpus.name}-seed-{options.seed}")
-    if more := size_flags(parsed, choice := size_choice(parsed, kind, corpus, str(out))):
+    if more := size_flags(parsed, choice := size_choice(parsed, kind, corpus, str(out), budget)):
         say_size(choice)
         recipe = options.prepared(
             source.real(parse_with_recipe(kinds, kind, [*rest, *more], f"tune {spec}", tune).recipe)

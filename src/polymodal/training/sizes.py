@@ -28,12 +28,14 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Images, Video
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import RECORD, read_record
+from polymodal.types import Budget
 
 SAMPLED_IMAGES = 16
 MAX_TINY_SIDE = 64  # px: images up to this side are icons, larger ones photographs
 MIN_SMALL_ROWS = 128  # training examples: one batch
 MIN_BASE_ROWS = 10_000
 MIN_SMALL_ROWS_WITHOUT_IMAGES = 1000
+MIN_SMALL_SECONDS, MIN_SMALL_STEPS = 900, 300  # below, tiny finds more of 400 photographs (docs/sizes.md)
 
 
 def sized(recipe: Any, size: Size | str) -> Any:
@@ -156,11 +158,13 @@ def choose_size(
     init: Path | str | None = None,
     out: Path | str | None = None,
     trust_code: bool = False,
+    budget: Budget | None = None,
 ) -> SizeChoice:
     """Return the size that suits data and machine. device: by default a GPU, when there is one.
 
-    Built-in corpora, icons and fewer examples than a batch of `small`: tiny. On a CPU: small; on a GPU and with ten
-    thousand examples: base. A run to start from (`init`), or that goes on in `out`, has its size already.
+    Built-in corpora, icons, fewer examples than a batch of `small` and budgets that are too short for it: tiny. On a
+    CPU: small; on a GPU and with ten thousand examples: base. A run to start from (`init`), or that goes on in `out`,
+    has its size already.
     """
     begun = out if out is not None and (Path(out) / RECORD).is_file() else init
     if begun is not None and not str(begun).startswith(HUB):
@@ -180,10 +184,19 @@ def choose_size(
         return SizeChoice("tiny", f"only {count}")
     data = f"images of {side:.0f} px" if sides else count
     if not (torch.cuda.is_available() and (device is None or device.startswith("cuda"))):
+        if budget is not None and _is_short(budget):
+            return SizeChoice("tiny", f"{data}, and {budget} is too short for small; give --budget 20m or more")
         return SizeChoice("small", f"{data} on a CPU")
     if rows < MIN_BASE_ROWS and not streamed:
         return SizeChoice("small", f"{count} on a GPU")
     return SizeChoice("base", f"{data} on a GPU")
+
+
+def _is_short(budget: Budget) -> bool:
+    """Return whether `small` is at chance after such a budget on a CPU; of other units than time and steps, False."""
+    return (budget.seconds or MIN_SMALL_SECONDS) < MIN_SMALL_SECONDS or (
+        budget.steps or MIN_SMALL_STEPS
+    ) < MIN_SMALL_STEPS
 
 
 def _size_of_run(directory: Path, trust_code: bool) -> Size:
