@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.documents import documents
     from polymodal.corpora.driving import driving
     from polymodal.corpora.emoji import emoji
+    from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
     from polymodal.corpora.furniture import furniture
     from polymodal.corpora.furniture_views import furniture_views
@@ -84,6 +85,7 @@ __all__ = [
     "documents",
     "driving",
     "emoji",
+    "firm_names",
     "from_path",
     "from_shards",
     "from_table",

@@ -119,6 +119,7 @@ def call_hooks(model: nn.Module, name: str, *arguments: float) -> None:
 def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, str]]:
     yield recipe, stage.batch, "batch"
     yield method, stage.losses, "losses"
+    yield from ((recipe, name, what) for name, what in ((stage.order, "order"), (stage.mine, "mine")) if name)
     if (counts := getattr(getattr(type(method), stage.losses, None), "counts", None)) is not None:
         yield method, counts, "counts"
     if isinstance(stage.on_start, str):
