@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 # What a character, or its parts, is taken for.
@@ -16,6 +18,14 @@ CONFUSIONS: dict[str, str | list[str]] = {
 }  # fmt: skip
 DELETED, INSERTED = 0.15, 0.1  # fractions of the errors; the others are confusions
 STRAY = ".,'-i l"
+MAX_RATE = 0.4  # of errors, of texts whose rate is sampled
+RATES = {"": None, "_clean": 0.0, "_noisy": MAX_RATE}  # by the ending of a split; None: sampled from 0 to `MAX_RATE`
+
+
+def read_texts(text: str, split: str, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Yield splits with what is read of a text there: in training at a sampled rate, else at every rate of `RATES`."""
+    for ending, rate in RATES.items() if split != "train" else [("", None)]:
+        yield split + ending, with_ocr_errors(text, rng.uniform(0, MAX_RATE) if rate is None else rate, rng)
 
 
 def with_ocr_errors(text: str, rate: float, rng: np.random.Generator) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter, ImageFont
 
-from polymodal.corpora._ocr import with_ocr_errors
+from polymodal.corpora._ocr import read_texts
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora._splits import split_by_hash
 from polymodal.corpora.corpus import About, Corpus
@@ -27,8 +27,6 @@ from polymodal.modalities.text import stored_texts
 
 STEMS, TRADES_EACH, RECORDS = 450, 2, 6
 SIDE, DRAWN = 64, 128  # pixels of a crop, and of what it is downscaled from
-RATES = {"": None, "_clean": 0.0, "_noisy": 0.4}  # of wrong characters; None: sampled from 0 to `MAX_RATE`
-MAX_RATE = 0.4
 FONTS = (  # those that come with matplotlib, so that crops look the same on every machine
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
     *("DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10"),
@@ -72,11 +70,10 @@ def _record(stem: str, trade: str, number: int, split: str, rng: np.random.Gener
     """Yield the rows of a record: one a rate of wrong characters, and in training one alone."""
     lines = surface_form(stem, trade, rng)
     image = encoded(crop(lines, rng), "JPEG", quality=int(rng.integers(70, 95)))
-    for suffix, rate in RATES.items() if split != "train" else [("", None)]:
-        text = with_ocr_errors(" ".join(lines), rng.uniform(0, MAX_RATE) if rate is None else rate, rng)
+    for one, text in read_texts(" ".join(lines), split, rng):
         yield {
-            "key": f"{split}{suffix}/{stem} {trade}/{number}",
-            "split": split + suffix,
+            "key": f"{one}/{stem} {trade}/{number}",
+            "split": one,
             "image": image,
             "text": stored_texts(text),
             "firm": f"{stem} {trade}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from polymodal.evaluation.statistics import Score, group_numbers
 
 INDEXED = 0.75  # fraction of the classes that have an exemplar in the index; records of the others have no match
-CUTS = 100  # heights of the dendrogram that are tried as the threshold of clusters
+CUTS = 40  # heights of the dendrogram that are tried as the threshold of clusters
 CLASS_GROUPS = 20  # of the jackknife of clusters
 
 
+@runtime_checkable
 class Linker(Protocol):
     """How alike records are. weights: what it can be computed with, such as of images against texts."""
 

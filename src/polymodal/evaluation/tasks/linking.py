@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from polymodal.evaluation.linking import INDEXED, LinkedRecords, Links, Tuned, linking_scores, top_1
@@ -22,7 +23,6 @@ from polymodal.modalities import Image, Text
 from polymodal.training.run import embed
 
 MAX_RECORDS = 3000  # of a split: single linkage needs the distances of all pairs
-SHOWN = 60  # characters of a text above its image
 
 
 @runtime_checkable
@@ -53,9 +53,8 @@ class VectorLinker:
         return vectors[rows] @ vectors[columns].T
 
     def distances(self, records: Mapping[str, Tensor], weight: float) -> np.ndarray:
-        from scipy.spatial.distance import pdist
-
-        return np.nan_to_num(pdist(self._pooled(records, weight), "cosine"), nan=2.0).clip(0.0)
+        vectors = self._pooled(records, weight)
+        return squareform(np.nan_to_num(1 - vectors @ vectors.T, nan=2.0).clip(0.0), checks=False)
 
     def _pooled(self, records: Mapping[str, Tensor], weight: float) -> np.ndarray:
         return self.method.pool(records["image"].double(), records["text"].double(), weight).numpy()

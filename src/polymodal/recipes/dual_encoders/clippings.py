@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -107,13 +107,10 @@ class CLIPPINGS(DualEncoder):
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    image: ImageEncoderConfig = ImageEncoderConfig(
-        image_size=64, patch_size=16, stem=(32, 64, 128), width=128, depth=0, pool_type="avg"
-    )
-    text: TextEncoderConfig = TextEncoderConfig(vocab_size=400, width=128, depth=1)
+    text: TextEncoderConfig = TextEncoderConfig(vocab_size=400, width=128)
     batch_size: AtLeastTwo = 96
     """Records in a step, over all processes; a multiple of `m`."""
-    augmentation: ImageAugmentation = ImageAugmentation(scale=(0.8, 1.0))
+    augmentation: ImageAugmentation = ImageAugmentation()
     word_dropout: UnitInterval = 0.0
     """Probability with which a word of a text is left out while training."""
     image_weight: UnitInterval = 0.5
@@ -130,6 +127,11 @@ class Recipe(DualEncoderRecipe):
     """Fraction of the budget, at its end, for batches of hard negatives."""
     supervised_lr_scale: PositiveFloat = 1.0
     """Factor of the learning rate of SupCon (0.001 for newspapers, 0.1 for hand-labelled Japanese firms)."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {  # those of the family, with batches that m divides
+        "small": {"embed_dim": 256, "batch_size": 126, "optimizer": OptimizerConfig(learning_rate=3.3e-4)},
+        "base": {"embed_dim": 512, "batch_size": 255, "optimizer": OptimizerConfig(learning_rate=1.7e-4)},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,7 +186,14 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        return dataclasses.replace(super().tiny(), m=2, k=2)
+        return cls(
+            image=ImageEncoderConfig(patch_size=16, width=16, depth=1, num_heads=2),
+            text=TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2),
+            embed_dim=16,
+            batch_size=8,
+            m=2,
+            k=2,
+        )
 
     @classmethod
     def paper(cls) -> Recipe:
