@@ -18,8 +18,16 @@ from polymodal.errors import UserError
 
 
 def rows_by_class(corpus: Corpus) -> list[np.ndarray]:
-    """Return the training rows of each class that has any. Raises UserError where no class has two rows."""
+    """Return the training rows of each class that has any.
+
+    Raises UserError where no class has two rows, and for shards and mixtures, which have an order of their own.
+    """
     assert corpus.label is not None
+    if type(corpus).parts is not Corpus.parts:
+        raise UserError(
+            f"'{corpus.name}' is read in an order of its own, so that batches cannot have several rows of a class; put "
+            f"all rows into one table, or train without labels (--self-supervised-fraction 1).{corpus.hint}"
+        )
     rows = corpus.rows("train")
     labels = np.array(corpus.raw_values(rows, corpus.label), dtype=object)
     classes = [rows[labels == name] for name in sorted({name for name in labels if name is not None})]
@@ -60,7 +68,7 @@ class ClassOrder(Sequence):
         if not self.length:
             raise UserError(
                 f"{len(flat)} classes with {m} rows each are less than one batch of {batch_size}; take a --batch-size "
-                f"of {max(m, m * len(flat) // m)} or less that {m} divides."
+                f"of {m * len(flat)} or less that {m} divides."
             )
         self._newest: tuple[int, np.ndarray] | None = None
 

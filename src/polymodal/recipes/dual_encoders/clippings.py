@@ -6,11 +6,12 @@ contrastive loss (SupCon), so that records of a class are close, with offline ha
 linked to the nearest exemplar, or to none below a similarity; where classes are unknown, records are clustered.
 
 The newspapers' code was read (README and scripts), not that of the Japanese firms. Differs from it in: images are
-stretched to a square, not padded; one warm-up and cosine a stage, not warm restarts; rows of a class are in turn in
-hard-negative batches too, which begin in every pass with another group; thresholds are chosen among all heights of the
-dendrogram, not by 500 trials; the nearest neighbors are exact (scikit-learn). The deprecated MLP of both vectors, the
-contrastive loss with margins, stroke n-grams (of Chinese characters alone) and the DINO baseline are left out. The
-curriculum from synthetic to hand labels is two runs: one on `firm_names`, and one with `--init` on the user's records.
+stretched to a square, not padded; a record without an image or a text is left out; one warm-up and cosine a stage, not
+warm restarts; groups of hard negatives are shuffled in every pass, and their classes give other rows each time, where
+these are fixed there; thresholds are chosen among heights of the dendrogram, not by 500 trials, and neighbors are exact
+(scikit-learn). The deprecated MLP of both vectors, the contrastive loss with margins, stroke n-grams (of Chinese
+characters alone) and the DINO baseline are left out. The curriculum from synthetic to hand labels is two runs: one on
+`firm_names`, and one with `--init` on the user's records.
 
 The released code's im_wt is image_weight, supcon_temp is temperature, m and k are as there.
 
@@ -57,7 +58,7 @@ paper = Paper(
     title="Linking Representations with Multimodal Contrastive Learning",
     year=2023,
     arxiv="2304.03464",
-    modalities=("image", "text", "category"),
+    modalities=("image", "text", "label"),
     code="dell-research-harvard/clippings@16e3cd07f082fa39bbdc85192d3478ab224c2016",
     parameters={"*": 151_277_313},  # CLIP ViT-B/32, from which the released code starts
 )
@@ -165,6 +166,12 @@ class Recipe(DualEncoderRecipe):
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
         columns = {**super().columns(), "image": dataclasses.replace(image, stretch=True)}
         return columns | ({"label": LabelColumn()} if self.is_supervised else {})
+
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """The corpus. Raises UserError, before anything is trained, where its classes do not fill a batch."""
+        if self.is_supervised and corpus.label is not None:
+            self.m_per_class(corpus, None, 0)
+        return [corpus]
 
     def record_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RecordBatch:
         """An augmented view of each image, its text, and its class."""
