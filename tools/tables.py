@@ -58,9 +58,6 @@ TASKS = (
     Task("generation", "Image generation", ("generate_images",), "image; category or text", "Fréchet distance, KID"),
     Task("recommendation", "Recommendation", ("recommend",), "history", "Recall@20, NDCG@20"),
     Task("missing-modalities", "Missing modalities", ("impute",), "image; table; label", "AUC vs. missing rate"),
-    Task(
-        "record-linkage", "Record linkage", ("pool",), "image; text; label", "top-1, accuracy with no match, ARI",
-    ),
     Task("curation", "Curation", ("steps",), "HTML pages", "fraction kept, fraction of noise dropped"),
     Task("attacks", "Attacks", ("attack",), "image; text", "attack success rate"),
 )  # fmt: skip

@@ -82,11 +82,11 @@ def _record(stem: str, trade: str, number: int, split: str, rng: np.random.Gener
 
 def stems(rng: np.random.Generator) -> list[str]:
     """Invent different names of two or three syllables."""
-    found: dict[str, None] = {}
-    while len(found) < STEMS:
+    names: dict[str, None] = {}
+    while len(names) < STEMS:
         syllables = [f"{rng.choice(ONSETS)}{rng.choice(RHYMES)}" for _ in range(int(rng.integers(2, 4)))]
-        found["".join(syllables).capitalize()] = None
-    return [stem for stem in found if len(stem) > 3] + [f"{stem}mura" for stem in found if len(stem) <= 3]
+        names["".join(syllables).capitalize()] = None
+    return [stem for stem in names if len(stem) > 3] + [f"{stem}mura" for stem in names if len(stem) <= 3]
 
 
 def surface_form(stem: str, trade: str, rng: np.random.Generator) -> list[str]:

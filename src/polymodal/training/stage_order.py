@@ -37,8 +37,8 @@ def _mined(corpus: Corpus, stage: Stage, number: int, run: Run, fresh: bool, wor
                 "file, or choose another --out."
             )
         return np.load(file)
-    found = getattr(run.recipe, stage.mine)(run.model, Reader(corpus, run.processor))
-    mined = world.all_gather_object(found)[0]  # processes may round differently
+    rows = getattr(run.recipe, stage.mine)(run.model, Reader(corpus, run.processor))
+    mined = world.all_gather_object(rows)[0]  # processes may round differently
     if file is not None and world.first:
         with write_errors(file.parent):
             np.save(file, mined)

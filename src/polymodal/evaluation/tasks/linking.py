@@ -91,8 +91,9 @@ def scores_of(inputs: TaskInputs) -> list[Score]:
     for split in [split for split in inputs.test_splits if split.startswith("test")]:
         if (test := records_of(inputs, split)) is None:
             continue
-        own = split.replace("test", "validation", 1)
-        validation = own if own in inputs.corpus.splits else "validation"
+        validation = split.replace("test", "validation", 1)
+        if validation not in inputs.corpus.splits:
+            validation = "validation"
         if validation not in tuned:
             tuned[validation] = _tuned(inputs, validation, linkers)
         for name, linker in linkers.items():
@@ -106,30 +107,32 @@ def scores_of(inputs: TaskInputs) -> list[Score]:
 
 def _tuned(inputs: TaskInputs, split: str, linkers: Mapping[str, Any]) -> dict[str, Tuned]:
     there = len(inputs.corpus.splits.get(split, ()))
-    if not there or (found := records_of(inputs, split)) is None:
+    if not there or (validation := records_of(inputs, split)) is None:
         return {}
     return {
-        name: Tuned.on(linker, found[2] if isinstance(linker, StringLinker) else found[1])
+        name: Tuned.on(linker, validation[2] if isinstance(linker, StringLinker) else validation[1])
         for name, linker in linkers.items()
     }
 
 
 def validate(inputs: TaskInputs) -> list[Score]:
     """Top-1 of the validation split, with the weight of training."""
-    if (found := records_of(inputs, "validation")) is None:
+    if (validation := records_of(inputs, "validation")) is None:
         return []
     method: Any = inputs.method
     weight = method.pooling_weights()[0]
-    return [top_1("validation/linking", Links.of(VectorLinker(method, (weight,)), found[1], weight), found[1])]
+    return [
+        top_1("validation/linking", Links.of(VectorLinker(method, (weight,)), validation[1], weight), validation[1])
+    ]
 
 
 def plot(inputs: TaskInputs) -> Panels:
     """Test records with the most similar exemplars, and their texts."""
     split = inputs.test_splits[0]
-    found = records_of(inputs, split)
-    if found is None:
+    test = records_of(inputs, split)
+    if test is None:
         return Panels([[]], "No two test records have one label")
-    rows, records, texts = found
+    rows, records, texts = test
     method: Any = inputs.method
     weight = method.pooling_weights()[0]
     queries = records.queries[records.matched]

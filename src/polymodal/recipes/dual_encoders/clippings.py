@@ -84,8 +84,8 @@ class CLIPPINGS(DualEncoder):
 
     def pooling_weights(self) -> Sequence[float]:
         """Weights of the image that may be chosen, first that of training; that one alone if it leaves one out."""
-        own = self.recipe.image_weight
-        return (own,) if own in (0.0, 1.0) else (own, *(weight for weight in WEIGHTS if weight != own))
+        weight = self.recipe.image_weight
+        return (weight,) if weight in (0.0, 1.0) else (weight, *(one for one in WEIGHTS if one != weight))
 
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """contrastive: symmetric InfoNCE of the image and the text of a record."""
@@ -187,8 +187,8 @@ class Recipe(DualEncoderRecipe):
         of_row = {int(row): number for number, rows in enumerate(rows_by_class(reader.corpus)) for row in rows}
         rows, examples = reader.read_all(np.array(sorted(of_row)))
         texts = [example["text"][0].text for example in examples]
-        found = embed(method, reader.processor, image=[example["image"] for example in examples], text=texts)
-        pooled = method.pool(found["image"], found["text"], self.image_weight)
+        vectors = embed(method, reader.processor, image=[example["image"] for example in examples], text=texts)
+        pooled = method.pool(vectors["image"], vectors["text"], self.image_weight)
         return hard_negative_groups(pooled, np.array([of_row[row] for row in rows.tolist()]), self.k)
 
     @classmethod
