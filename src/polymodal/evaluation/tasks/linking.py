@@ -15,7 +15,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from polymodal.evaluation.linking import INDEXED, LinkedRecords, Links, Tuned, linking_scores, top_1
-from polymodal.evaluation.panels import EXAMPLES, TOP, Panels, clipped, value_panel
+from polymodal.evaluation.panels import EXAMPLES, TOP, Panels, clipped, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.string_similarity import SIMILARITIES, StringLinker
 from polymodal.evaluation.task import Task, TaskInputs
@@ -131,7 +131,7 @@ def plot(inputs: TaskInputs) -> Panels:
     split = inputs.test_splits[0]
     test = records_of(inputs, split)
     if test is None:
-        return Panels([[]], "No two test records have one label")
+        return Panels([[text_panel(["No two test records have one label."])]])
     rows, records, texts = test
     method: Any = inputs.method
     weight = method.pooling_weights()[0]
