@@ -68,6 +68,7 @@ CAPTIONER = replace(
 )
 EXAMPLES = (
     Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
+    Example("clippings", "emoji_records", ("linking",), 60),
     Example("simvg", "referring", ("referring",), 200),
     Example("inductive_moment_matching", "digits", ("image_generation",), 240, start=imm.claim.treatment),
     Example("dgvae", "viewers", ("recommendation", "item_prototypes", "prototype_words"), 40),

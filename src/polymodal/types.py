@@ -115,7 +115,10 @@ class Stage:
     recipe that selects the stage's training rows, from a corpus and the processor; by default all. batch: the method of
     the recipe that makes the stage's batches. losses: the method of the nn.Module that computes the named losses of
     such a batch. on_start: the method of the nn.Module that changes it before the stage's first step, or a function of
-    the module, such as `training.initialization.from_run("runs/clip")`.
+    the module, such as `training.initialization.from_run("runs/clip")`. order: the method of the recipe that returns,
+    from the corpus and what `mine` found, the order of training rows for a seed (`corpora.corpus.Part`); by default
+    rows are shuffled. mine: the method of the recipe that returns, from the nn.Module and a `data.loader.Reader`, an
+    array of integers when the stage begins, such as hard negatives; it is kept in the run's folder.
     """
 
     name: str
@@ -129,6 +132,8 @@ class Stage:
     batch: str = "training_batch"
     losses: str = "losses"
     on_start: str | Callable[[nn.Module], object] | None = None
+    order: str = ""
+    mine: str = ""
 
 
 class Recipe(Protocol):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from polymodal.corpora.documents import documents
     from polymodal.corpora.driving import driving
     from polymodal.corpora.emoji import emoji
+    from polymodal.corpora.emoji_records import emoji_records
+    from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
     from polymodal.corpora.furniture import furniture
     from polymodal.corpora.furniture_views import furniture_views
@@ -84,6 +86,8 @@ __all__ = [
     "documents",
     "driving",
     "emoji",
+    "emoji_records",
+    "firm_names",
     "from_path",
     "from_shards",
     "from_table",

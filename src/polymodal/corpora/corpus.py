@@ -56,7 +56,8 @@ class Corpus:
     each label. choices: how to reopen this corpus (`--data`, `--image-column`, `--text-column`), recorded in runs.
     keeps_decoded: whether decoded examples may be kept in memory, which pays when they are reused soon. skipped: what
     was left out when the user's files were opened. notes: sentences about how they were read. format: of the user's
-    files. split_rule: what the splits of the user's data are by, such as "the column 'fold'".
+    files. split_rule: what the splits of the user's data are by, such as "the column 'fold'". train_order: order of the
+    training rows for a seed, see `Part`.
     """
 
     about: About
@@ -72,6 +73,7 @@ class Corpus:
     notes: tuple[str, ...] = ()
     format: str = ""
     split_rule: str = ""
+    train_order: Callable[[int], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -162,7 +164,7 @@ class Corpus:
 
     def parts(self, split: str) -> list[Part]:
         """Return the training sources with their weights; a plain corpus has one."""
-        return [Part(self.rows(split), 1.0)]
+        return [Part(self.rows(split), 1.0, self.train_order if split == "train" else None)]
 
     def has_modality(self, kind: type) -> bool:
         """Return whether it has a column of a modality."""

@@ -121,6 +121,9 @@ def own_data(entry: recipes.Entry) -> list[str]:
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"
+    elif "label" in entry.modalities:
+        needs = f"A table with images, texts, and a label that records of one thing share ({columns})."
+        path = "records"
     elif "boxes" in entry.modalities:
         needs = f"JSON lines with an image, a caption and a list of expressions with boxes ({columns})."
         path = "expressions.jsonl"

@@ -112,8 +112,8 @@ class CheckpointWriter:
 
 
 def remove_checkpoints(directory: Path) -> None:
-    """Remove all checkpoints of a finished run."""
-    for path in [*checkpoints(directory), *_unfinished(directory)]:
+    """Remove all checkpoints of a finished run, and what its stages mined."""
+    for path in [*checkpoints(directory), *directory.glob("mined-*.npy"), *_unfinished(directory)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

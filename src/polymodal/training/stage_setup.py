@@ -23,6 +23,7 @@ from polymodal.training.optimizer import adamw
 from polymodal.training.parallel import World, check_batch, parallelize
 from polymodal.training.run import Run, to_device
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.stage_order import in_order
 from polymodal.training.stages import (
     active_stages,
     call_hooks,
@@ -102,7 +103,7 @@ class StageSetup:
             on_start(stage, self.model)()
         call_hooks(self.model, "before_training")
         set_trainable(stage, self.model, self.learnable)
-        data = self._open_data(stage, number, skipped)
+        data = self._open_data(stage, number, skipped, fresh)
         measured = self.run.record.setdefault("flops_by_stage", {})
         if self.sharded and before is not None:  # FSDP2 looks in every step for what trains
             losses_of, averages_itself = getattr(self.model, stage.losses), before.averages_itself
@@ -115,14 +116,15 @@ class StageSetup:
         optimizer = adamw(self.model, self.recipe.optimizer, stage.lr_scales)
         return ActiveStage(stage, data, losses_of, averages_itself, flops_an_example, optimizer)
 
-    def _open_data(self, stage: Stage, number: int, skipped: dict[str, str]) -> TrainingData:
-        """Open the batches of a stage: of its own corpus or the run's, all training rows or those that it selects."""
+    def _open_data(self, stage: Stage, number: int, skipped: dict[str, str], fresh: bool) -> TrainingData:
+        """Open the batches of a stage: of its own corpus or the run's, all training rows or those that it selects, in
+        its own order, or shuffled."""
         recipe, world, runtime = self.recipe, self.world, self.runtime
         corpus = self.corpus if stage.corpus is None else stage.corpus()
         if stage.rows is not None:
             rows = getattr(recipe, stage.rows)(corpus, self.run.processor)
             corpus = corpus.with_splits({**corpus.splits, "train": rows})
-        reader = Reader(corpus, self.run.processor)
+        reader = Reader(in_order(corpus, stage, number, self.run, fresh, world), self.run.processor)
         reader.skipped |= skipped
         threads = runtime.num_threads if runtime.num_threads is not None else 0 if world.device.type == "cpu" else 4
         return TrainingData(

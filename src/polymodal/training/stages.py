@@ -121,6 +121,7 @@ def _named(stage: Stage, recipe: Any, method: Any) -> Iterator[tuple[Any, str, s
     if stage.rows is not None:
         yield recipe, stage.rows, "rows"
     yield method, stage.losses, "losses"
+    yield from ((recipe, name, what) for name, what in ((stage.order, "order"), (stage.mine, "mine")) if name)
     if (counts := getattr(getattr(type(method), stage.losses, None), "counts", None)) is not None:
         yield method, counts, "counts"
     if isinstance(stage.on_start, str):
