@@ -36,7 +36,7 @@ def _mined(corpus: Corpus, stage: Stage, number: int, run: Run, fresh: bool, wor
                 f"The stage '{stage.name}' cannot go on without {file}, which it wrote when it began; restore the "
                 "file, or choose another --out."
             )
-        return np.load(file)
+        return np.load(file, allow_pickle=False)
     rows = getattr(run.recipe, stage.mine)(run.model, Reader(corpus, run.processor))
     mined = world.all_gather_object(rows)[0]  # processes may round differently
     if file is not None and world.first:
