@@ -129,8 +129,7 @@ def train(
     size: tiny, small, base or large, in whose values those of an instance that are no defaults are kept. Without it,
     an instance is trained as it is, and a size for anything else is chosen by data and machine (`training.sizes`).
     progress: whether a bar on standard error, or below the cell of a notebook, shows how far training is; without a
-    terminal, a line per tenth. The other arguments are those of `training.train`.
-    Raises UserError for what cannot be trained, and whatever `training.train` raises.
+    terminal, a line per tenth. The other arguments are those of `training.train`, which says what is raised.
     """
     size = None if size is None else check_size(size)
     given = as_recipe(recipe)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.molecules import molecules
     from polymodal.corpora.movies import movies
     from polymodal.corpora.pages import pages
+    from polymodal.corpora.rated_images import rated_images
     from polymodal.corpora.referring import referring
     from polymodal.corpora.registry import built_in, load_corpus, load_mixture, reopen, state
     from polymodal.corpora.reports import reports
@@ -104,6 +105,7 @@ __all__ = [
     "movies",
     "open_data",
     "pages",
+    "rated_images",
     "referring",
     "reopen",
     "reports",

@@ -149,7 +149,7 @@ def plot(inputs: TaskInputs) -> Panels:
     lines = [
         [
             panel(query),
-            *(panel(one, bool(records.labels[one] == records.labels[query])) for one in records.exemplars[of]),
+            *(panel(one, bool(records.labels[one] == records.labels[query])) for one in records.exemplars[of].tolist()),
         ]
         for query, of in zip(chosen.tolist(), nearest, strict=True)
     ]

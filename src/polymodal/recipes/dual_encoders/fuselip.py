@@ -13,8 +13,9 @@ those of the corpus; the first image code can be masked. Edited images (HQ-Edit)
 end-of-image token (off in the released configuration), SugarCrepe and MMEB are left out.
 
 Terms: joint vocabulary = FuseLIP.vocabulary, MMM (masked multimodal modeling) = losses.mmm, SigLIP loss =
-losses.sigmoid, SF (score fusion) = --fusion sum, MLF (MagicLens fusion) = --fusion module, combined sampling =
-pairs_per_image, TGIT = evaluation.tasks.composed_retrieval.transformation_scores, OI-Pos =
+losses.sigmoid, SF (score fusion) = models.late_fusion.LateFusion, MLF (MagicLens fusion) =
+models.late_fusion.FusionModule, combined sampling = pairs_per_image, TGIT =
+evaluation.tasks.composed_retrieval.transformation_scores, OI-Pos =
 evaluation.tasks.composed_retrieval.region_scores, cc3m-aug = modalities.image_transformations.
 """
 
