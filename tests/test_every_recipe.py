@@ -362,7 +362,7 @@ def published(request: pytest.FixtureRequest, corpus: Corpus) -> tuple[str, nn.M
             patch.setattr(TextTokenizer, learn, of_full_size(getattr(TextTokenizer, learn)))
         patch.setattr(TextTokenizer, "vocab_size", property(lambda tokenizer: tokenizer.published))
         with torch.device("cpu"):
-            processor = fit_processor(recipe, corpus)
+            processor = fit_processor(dataclasses.replace(recipe, batch_size=12), corpus)  # of so few examples
         return name, recipe.build(processor)
 
 
