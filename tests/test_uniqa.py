@@ -40,7 +40,8 @@ def test_scores_losses_and_gradients_are_those_of_the_released_code(kind: str, p
         | {"head.score_level": GOLDEN[f"{kind}/levels"]}
     )
     model.logit_scale.load_state_dict({"logit_scale": GOLDEN["log_scale"]})
-    predicted = model.expected_scores(GOLDEN["features"], F.normalize(GOLDEN["prompts"][:prompts], dim=-1))
+    normalized = F.normalize(GOLDEN["prompts"][:prompts], dim=-1)
+    predicted = model.adapters(GOLDEN["features"], normalized, model.logit_scale())
     close(predicted[:, 0], GOLDEN[f"{kind}/score"])
     loss = masked_mse(torch.cat([predicted[:, 0], torch.ones(2)]), F.pad(GOLDEN["mos"], (0, 2), value=math.nan))
     close(loss, GOLDEN[f"{kind}/loss"])
@@ -142,6 +143,14 @@ def test_no_score_has_more_labels_than_asked_for() -> None:
     assert (~np.isnan(scores)).sum(0).tolist() == [6, 6]
     found = processor.scores.labelled_rows(corpus)
     assert {name: len(rows) for name, rows in found.items()} == {"quality": 6, "aesthetics": 6}
+
+
+def test_images_without_text_or_score_are_left_out_of_pretraining() -> None:
+    corpus = of_scores(("train",), quality=12, aesthetics=18)
+    processor = fit_processor(Recipe.tiny(), corpus)
+    rows = Recipe.tiny().pretraining_rows(corpus, processor)
+    assert rows.tolist() == list(range(18, 36))
+    assert all(processor.load_example(corpus, row)["text"] for row in rows.tolist())
 
 
 def test_other_data_may_lack_a_score_or_training_images() -> None:

@@ -80,14 +80,14 @@ class ScoresColumn(BaseColumn):
         A row that is selected for one score counts for all scores that it has.
         """
         rows, values = self.of_split(corpus, "train")
-        known = ~np.isnan(values)
+        has_score = ~np.isnan(values)
         selected, is_full = np.full(len(rows), not self.num_labels), np.zeros(len(self.names), bool)
-        for place in np.argsort(known.sum(0), kind="stable") if self.num_labels else ():  # rare scores first
-            free = np.flatnonzero(known[:, place] & ~selected & ~known[:, is_full].any(1))
-            count = min(self.num_labels - int((known[:, place] & selected).sum()), len(free))
+        for place in np.argsort(has_score.sum(0), kind="stable") if self.num_labels else ():  # rare scores first
+            free = np.flatnonzero(has_score[:, place] & ~selected & ~has_score[:, is_full].any(1))
+            count = min(self.num_labels - int((has_score[:, place] & selected).sum()), len(free))
             selected[free[np.linspace(0, len(free) - 1, max(count, 0)).round().astype(int)]] = True
             is_full[place] = True
-        return {name: rows[known[:, place] & selected] for place, name in enumerate(self.names)}
+        return {name: rows[has_score[:, place] & selected] for place, name in enumerate(self.names)}
 
     def rows_with(self, corpus: Corpus, split: str, names: Sequence[str]) -> np.ndarray:
         """Return the rows of a split with one of these scores; all without names. Raises UserError for unknown ones."""

@@ -74,17 +74,17 @@ def prediction_scores(method: nn.Module, processor: Processor, reader: Reader, s
     rows, examples = reader.read_split(split)
     images, column = [example["image"] for example in examples], processor.scores
     truth = np.stack([column.load(reader.corpus, row) for row in rows.tolist()])
-    found = {
+    predictions = {
         task: torch.cat(answers(method, processor, capability, {"image": images}, 64)).float().numpy()
         for task, capability in (("predict", "predict_scores"), ("zero_shot", "zero_shot_scores"))
     }
     if split != "validation" and isinstance(method, CanEmbed) and "train" in reader.corpus.splits:
-        found["linear_regression"] = _regressed(method, processor, reader, images)
+        predictions["linear_regression"] = _regressed(method, processor, reader, images)
     scores = []
     for place, name in enumerate(column.names):
         there = ~np.isnan(truth[:, place])
         if there.sum() > 2:
-            for task, predicted in found.items():
+            for task, predicted in predictions.items():
                 if np.isnan(predicted[:, place]).all() and task == "linear_regression":
                     continue
                 scores += correlation_scores(f"{split}/{task}_{name}", predicted[there, place], truth[there, place])
