@@ -107,12 +107,10 @@ class UniQA(DualEncoder):
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """contrastive: symmetric InfoNCE; equal texts of the batch are positives of each other, or negatives."""
         image, text, scale = encoded["image"], encoded["text"], self.logit_scale()
-        # Ids are detached: gradient caching looks for gradients.
-        ids = encoded["text_ids"].detach()
-        match = self.recipe.equal_texts_match
-        return {
-            "contrastive": multi_positive_info_nce(image, text, ids, scale) if match else info_nce(image, text, scale)
-        }
+        if not self.recipe.equal_texts_match:
+            return {"contrastive": info_nce(image, text, scale)}
+        # Ids have no gradient, which gradient caching would look for.
+        return {"contrastive": multi_positive_info_nce(image, text, encoded["text_ids"].detach(), scale)}
 
     @two_halves("encode", "contrastive_losses")
     def losses(self, batch: RatedTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
@@ -140,10 +138,9 @@ class UniQA(DualEncoder):
         return torch.stack([self._scores(crop, trained) for crop in crops]).mean(0)
 
     def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
+        features = self.image_projection(self.image_encoder.pooled(crop))
         prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
-        return self.adapters(
-            self.image_projection(self.image_encoder.pooled(crop)), prompts, self.logit_scale(), trained
-        )
+        return self.adapters(features, prompts, self.logit_scale(), trained)
 
 
 @dataclass(frozen=True)
@@ -229,9 +226,8 @@ class Recipe(DualEncoderRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RatedTextBatch:
         """A crop of each image, and its description or one of its comments."""
         image, text, rngs = self._crops(examples, processor, example_rng), processor.text, example_rng.generators
-        texts = [
-            text.sample_text(one["text"], one.get("comments", ()), rng) for one, rng in zip(examples, rngs, strict=True)
-        ]
+        sampled = zip(examples, rngs, strict=True)
+        texts = [text.sample_text(one["text"], one.get("comments", ()), rng) for one, rng in sampled]
         shortened = [without_words(one, self.word_dropout, rng) for one, rng in zip(texts, rngs, strict=True)]
         return {"image": image, "text": text(shortened), "text_ids": text_ids(texts)}
 
@@ -250,7 +246,7 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """5 epochs of pre-training, 50 of the adapter (20 for KonIQ) in batches of 8 (train_clip, options/train/UniQA)."""
+        """5 epochs of pre-training, 50 of the adapter (KonIQ: 20) in batches of 8 (train_clip, options/train)."""
         towers = clip("ViT-B/16")
         return cls(
             **{name: getattr(towers, name) for name in ("image", "text", "embed_dim")},
