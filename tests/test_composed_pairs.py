@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
+from polymodal.corpora.in_memory import from_table
 from polymodal.data.composed_pairs import group_of, positional
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
@@ -18,6 +20,7 @@ from polymodal.evaluation.tasks.composed_retrieval import (
     first_place,
     question_scores,
     recall,
+    recall_of_groups,
     region_scores,
     similarities,
     task,
@@ -55,6 +58,7 @@ def test_a_group_has_its_caption_and_different_queries() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     regions = [Region("cat", (0, 0, 400, 400)), Region("cat", (500, 0, 900, 400)), Region("bus", (200, 500, 700, 900))]
     assert positional(regions) == [("the left cat", 0), ("the right cat", 1)]
+    regions.append(Region("dog", (600, 600, 1000, 1000)))  # "the right object", too
     questions = [Question("how many?", "3", "count"), Question("how much?", "3", "count")]
     for seed in range(20):
         pairs = group_of(image, "cats", regions, questions, 6, np.random.default_rng(seed))
@@ -63,6 +67,10 @@ def test_a_group_has_its_caption_and_different_queries() -> None:
         queries = {(pair.left.image.tobytes(), pair.left.text) for pair in pairs}
         assert len(queries) == 6
         assert all(pair.left.text != "cat" for pair in pairs)  # a name of two regions says neither
+        # A region by its place and by its name had the same crop, which were its own negative.
+        of_regions = [pair for pair in pairs if pair.left.text.split()[0:1] in (["the"], ["bus"], ["dog"])]
+        crops = [pair.right.image.tobytes() for pair in of_regions if pair.right.image is not None]
+        assert len({*crops}) == len(crops)
     assert len({*ExampleRNG.of(0, 0, 3).split(4).seeds.tolist()}) == 12
 
 
@@ -99,7 +107,7 @@ def test_a_method_that_never_reads_the_instruction_is_at_chance(corpus: Corpus) 
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
     for family, expected in (("crop", 1 / 9), ("rotate", 1 / 18)):
         groups = [transformed(image, family, number) for number, image in enumerate(images)]
-        [score] = recall(family, similarities(Alike(), processor, groups))
+        [score] = recall(family, recall_of_groups(similarities(Alike(), processor, groups)).values())
         assert score.value == pytest.approx(expected)  # the same result is the most similar to every query
         assert score.chance == pytest.approx(expected)
     reader = Reader(corpus, processor)
@@ -109,6 +117,25 @@ def test_a_method_that_never_reads_the_instruction_is_at_chance(corpus: Corpus) 
     assert {"test/tgit/R@1", "test/vqa_retrieval/accuracy"} <= names
     assert all(task.kind_of(score.name).higher_is_better and 0 < score.chance < 1 for score in found)
     assert not isinstance(clip.Recipe.tiny().build(processor), task.capability)
+
+
+def test_an_image_that_an_operation_leaves_as_it_is_keeps_its_other_operations() -> None:
+    rng = np.random.default_rng(0)
+    colored = rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    gray = np.repeat(rng.integers(0, 256, (32, 32, 1), dtype=np.uint8), 3, axis=2)
+    corpus = from_table(
+        [
+            {"image": PILImage.fromarray(image), "caption": "some noise", "split": split}
+            for split in ("train", "test")
+            for image in (*colored, gray)
+        ]
+    )
+    processor = fit_processor(fuselip.Recipe.tiny(), corpus)
+    found = transformation_scores(Alike(), processor, Reader(corpus, processor), "test")
+    assert {score.name: len(score.clusters) for score in found} == {
+        "test/tgit/R@1": 3,
+        **{f"test/tgit/{family}/R@1": 2 if family == "grayscale" else 3 for family in FAMILIES},
+    }
 
 
 def test_long_sequences_keep_their_end_token() -> None:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.in_memory import from_table
+from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.data.rated_texts import level_index, purified, texts_of_score, tf_idf_similarity
 from polymodal.errors import UserError
-from polymodal.evaluation.tasks.score_prediction import correlation_scores, plcc, srcc
+from polymodal.evaluation.tasks.score_prediction import correlation_scores, plcc, prediction_scores, srcc
 from polymodal.layers.expected_score import ExpectedScore
 from polymodal.layers.residual_adapter import ResidualAdapter
 from polymodal.modalities.image_augmentation import center_crop, random_crop
@@ -39,7 +40,8 @@ def test_scores_losses_and_gradients_are_those_of_the_released_code(kind: str, p
         | {"head.score_level": GOLDEN[f"{kind}/levels"]}
     )
     model.logit_scale.load_state_dict({"logit_scale": GOLDEN["log_scale"]})
-    predicted = model.expected_scores(GOLDEN["features"], F.normalize(GOLDEN["prompts"][:prompts], dim=-1))
+    normalized = F.normalize(GOLDEN["prompts"][:prompts], dim=-1)
+    predicted = model.adapters(GOLDEN["features"], normalized, model.logit_scale())
     close(predicted[:, 0], GOLDEN[f"{kind}/score"])
     loss = masked_mse(torch.cat([predicted[:, 0], torch.ones(2)]), F.pad(GOLDEN["mos"], (0, 2), value=math.nan))
     close(loss, GOLDEN[f"{kind}/loss"])
@@ -117,6 +119,53 @@ def test_texts_of_scores_and_comments_of_own_data(rated: Corpus) -> None:
     assert batches.tolist() == sorted({*rows.tolist()})
     with pytest.raises(UserError, match="mos"):
         fit_processor(dataclasses.replace(recipe, score_columns=("mos",)), rated)
+
+
+def of_scores(splits: tuple[str, ...], **known: int) -> Corpus:
+    """A table of random images with random scores. known: the last so many rows have the score."""
+    rng = np.random.default_rng(0)
+    return from_table(
+        [
+            {"image": PILImage.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))}
+            | {name: float(rng.random()) if n >= 36 - count else None for name, count in known.items()}
+            | {"split": splits[n % len(splits)]}
+            for n in range(36)
+        ]
+    )
+
+
+def test_no_score_has_more_labels_than_asked_for() -> None:
+    corpus = of_scores(("train",), quality=36, aesthetics=18)
+    recipe = dataclasses.replace(Recipe.tiny(), num_labels=6)
+    processor = fit_processor(recipe, corpus)
+    learned = {*recipe.labelled_rows(corpus, processor).tolist()}
+    scores = np.stack([processor.scores.load(corpus, row) for row in learned])
+    assert (~np.isnan(scores)).sum(0).tolist() == [6, 6]
+    found = processor.scores.labelled_rows(corpus)
+    assert {name: len(rows) for name, rows in found.items()} == {"quality": 6, "aesthetics": 6}
+
+
+def test_images_without_text_or_score_are_left_out_of_pretraining() -> None:
+    corpus = of_scores(("train",), quality=12, aesthetics=18)
+    processor = fit_processor(Recipe.tiny(), corpus)
+    rows = Recipe.tiny().pretraining_rows(corpus, processor)
+    assert rows.tolist() == list(range(18, 36))
+    assert all(processor.load_example(corpus, row)["text"] for row in rows.tolist())
+
+
+def test_other_data_may_lack_a_score_or_training_images() -> None:
+    corpus = of_scores(("train", "test"), quality=36, aesthetics=36)
+    recipe = Recipe.tiny()
+    processor = fit_processor(recipe, corpus)
+    model = recipe.build(processor).eval()
+    every = {"predict", "zero_shot", "linear_regression"}
+    for other, expected in (
+        (corpus, {f"test/{task}_{name}" for task in every for name in ("quality", "aesthetics")}),
+        (of_scores(("train", "test"), quality=36), {f"test/{task}_quality" for task in every}),
+        (of_scores(("test",), quality=36), {f"test/{task}_quality" for task in every - {"linear_regression"}}),
+    ):
+        scores = prediction_scores(model, processor, Reader(other, processor), "test")
+        assert {score.name.rpartition("/")[0] for score in scores} == expected
 
 
 def test_crops_are_cut_and_not_resized() -> None:

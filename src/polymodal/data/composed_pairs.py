@@ -79,8 +79,7 @@ def region_pairs(image: Pixels, regions: Sequence[Region], rng: np.random.Genera
     names = [region.name for region in regions]
     named = [(name, number) for number, name in enumerate(names) if names.count(name) == 1]
     places = positional(regions)
-    order = [*rng.permutation(len(places)).tolist(), *(len(places) + rng.permutation(len(named))).tolist()]
-    selected = [[*places, *named][number] for number in order]
+    selected = [[*places, *named][number] for number in rng.permutation(len(places) + len(named)).tolist()]
     return [Pair(Side(image, text), Side(crop_of(image, regions[number].box))) for text, number in selected]
 
 
@@ -117,7 +116,9 @@ def group_of(
 
     Transformations fill up what regions or questions leave. size: at most 20.
     """
-    sources = [region_pairs(image, regions, rng), question_pairs(image, questions, rng)]
+    # A region by its place and by its name has one target, and equal targets would be negatives of each other.
+    of_target = {pair.right.image.tobytes(): pair for pair in region_pairs(image, regions, rng)}  # type: ignore[union-attr]
+    sources = [[*of_target.values()], question_pairs(image, questions, rng)]
     kept = [pairs for pairs in sources if pairs] + [[]]  # the last one leaves all to transformations
     chosen = kept[int(rng.integers(len(kept)))][: size - 1]
     filled = transformation_pairs(image, size - 1 - len(chosen), rng) if len(chosen) < size - 1 else []

@@ -136,6 +136,11 @@ def own_data(entry: recipes.Entry) -> list[str]:
         )
         if entry.family == "dual_encoders":
             needs = f"A table with images and captions ({columns})."
+        if hasattr(kind, "score_columns"):
+            needs = (
+                f"A table with images and columns of numbers, such as `mos`; texts and `comments` if any ({columns})."
+            )
+            path = "rated.csv"
     return [needs, "", "```console", f"$ polymodal train {name} --data {path} --budget 1h --out runs/{name}", "```"]
 
 

@@ -79,6 +79,12 @@ class RatedTextColumn(TextColumn):
             raise UnreadableExample("there is neither a text nor a score")
         return captions
 
+    def sample_text(self, descriptions: list[Caption], comments: Sequence[str], rng: np.random.Generator) -> str:
+        """Sample one of the comments with probability 1/2, if there are any, else a description."""
+        if comments and rng.random() < 0.5:
+            return comments[int(rng.integers(len(comments)))]
+        return self.sample_caption(descriptions, rng)
+
     def settings(self) -> dict[str, Any]:
         scores = None if self.scores is None else self.scores.settings()
         return {"names": list(self.names), "extra": list(self.extra), "scores": scores}

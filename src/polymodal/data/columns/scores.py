@@ -22,8 +22,8 @@ class ScoresColumn(BaseColumn):
     """Mean opinion scores (MOS), NaN where an example has none.
 
     names: of numeric columns; by default all that are not constant. lower_is_better: those that are turned round.
-    num_labels: training rows with a known score, for each score, evenly spaced; 0: all. low, high: of the training
-    split, which become 0 and 1.
+    num_labels: training rows with a known score, at most so many for each score, evenly spaced; 0: all. low, high: of
+    the training split, which become 0 and 1.
     """
 
     reads = (Table,)
@@ -75,16 +75,19 @@ class ScoresColumn(BaseColumn):
         return rows, self.normalized(self._raw(corpus, rows))
 
     def labelled_rows(self, corpus: Corpus) -> dict[str, np.ndarray]:
-        """Return the training rows whose score may be learned from, by score."""
+        """Return the training rows whose score may be learned from, by score.
+
+        A row that is selected for one score counts for all scores that it has.
+        """
         rows, values = self.of_split(corpus, "train")
-        found = {name: rows[~np.isnan(values[:, place])] for place, name in enumerate(self.names)}
-        if self.num_labels:
-            count = self.num_labels
-            found = {
-                name: some[np.unique(np.linspace(0, len(some) - 1, min(count, len(some))).round().astype(int))]
-                for name, some in found.items()
-            }
-        return found
+        has_score = ~np.isnan(values)
+        selected, is_full = np.full(len(rows), not self.num_labels), np.zeros(len(self.names), bool)
+        for place in np.argsort(has_score.sum(0), kind="stable") if self.num_labels else ():  # rare scores first
+            free = np.flatnonzero(has_score[:, place] & ~selected & ~has_score[:, is_full].any(1))
+            count = min(self.num_labels - int((has_score[:, place] & selected).sum()), len(free))
+            selected[free[np.linspace(0, len(free) - 1, max(count, 0)).round().astype(int)]] = True
+            is_full[place] = True
+        return {name: rows[has_score[:, place] & selected] for place, name in enumerate(self.names)}
 
     def rows_with(self, corpus: Corpus, split: str, names: Sequence[str]) -> np.ndarray:
         """Return the rows of a split with one of these scores; all without names. Raises UserError for unknown ones."""

@@ -6,7 +6,8 @@ the image nor the text alone finds the right one (FuseLIP, Schlarmann et al. 202
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -74,30 +75,36 @@ def first_place(similarity: Tensor, right: Tensor) -> np.ndarray:
     return ((similarity >= best).sum(1) == 1).float().numpy()
 
 
-def recall(name: str, results: Sequence[tuple[Tensor, Tensor]]) -> list[Score]:
-    """R@1, averaged over the queries of a group, which is the unit; groups of one candidate are left out."""
-    kept = [one for one in results if one[0].shape[1] > 1]
-    if not kept:
-        return []
-    chance = float(np.mean([1 / similarity.shape[1] for similarity, _ in kept]))
-    return [Score(f"{name}/R@1", np.array([first_place(*one).mean() for one in kept]), chance)]
+def recall_of_groups(results: Sequence[tuple[Tensor, Tensor]]) -> dict[int, np.ndarray]:
+    """R@1 and chance, averaged over the queries of a group, by its number; groups of one candidate are left out."""
+    return {
+        number: np.array([first_place(similarity, right).mean(), 1 / similarity.shape[1]])
+        for number, (similarity, right) in enumerate(results)
+        if similarity.shape[1] > 1
+    }
+
+
+def recall(name: str, groups: Iterable[np.ndarray]) -> list[Score]:
+    """R@1, with groups as the unit; none without any. groups: R@1 and chance of each."""
+    values = np.array([*groups])
+    return [Score(f"{name}/R@1", values[:, 0], float(values[:, 1].mean()))] if len(values) else []
 
 
 def transformation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Text-guided image transformation retrieval (TGIT): R@1 by family, and over the families of each image."""
+    """Text-guided image transformation retrieval (TGIT): R@1 by family, and over the families of each image.
+
+    An operation that leaves an image as it is, such as grayscale of a gray one, is left out for this image.
+    """
     rows, examples = reader.read_split(split, MAX_IMAGES)
     images = list(zip(rows.tolist(), [example["image"] for example in examples], strict=True))
-    scores = []
+    scores, of_image = [], defaultdict[int, list[np.ndarray]](list)
     for family in FAMILIES:
         groups = [transformed(image, family, row) for row, image in images]
-        # An image that an operation leaves as it is has no query that could be right.
-        scores += recall(f"{split}/tgit/{family}", similarities(method, processor, groups))
-    if not scores:
-        return []
-    chance = float(np.mean([score.chance for score in scores if score.chance is not None]))
-    if len({len(score.clusters) for score in scores}) > 1:
-        return scores
-    return [Score(f"{split}/tgit/R@1", np.mean([score.clusters for score in scores], axis=0), chance), *scores]
+        results = recall_of_groups(similarities(method, processor, groups))
+        scores += recall(f"{split}/tgit/{family}", results.values())
+        for number, value in results.items():
+            of_image[number].append(value)
+    return [*recall(f"{split}/tgit", [np.mean(values, axis=0) for values in of_image.values()]), *scores]
 
 
 def region_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
@@ -119,7 +126,7 @@ def region_scores(method: nn.Module, processor: Processor, reader: Reader, split
         kept = [group for group in groups if len(group) > 1]
         if kept:
             results = [(one[:count], right[:count]) for one, right in similarities(method, processor, kept)]
-            scores += recall(f"{split}/{name}", results)
+            scores += recall(f"{split}/{name}", recall_of_groups(results).values())
     return scores
 
 

@@ -69,37 +69,42 @@ def prediction_scores(method: nn.Module, processor: Processor, reader: Reader, s
     """Return the correlations of trained and zero-shot predictions with each score of a split.
 
     linear_regression_NAME: ridge regression on the embeddings of the labelled training images, whose penalty is chosen
-    by leave-one-out.
+    by leave-one-out; none where the corpus has fewer than two of them.
     """
     rows, examples = reader.read_split(split)
     images, column = [example["image"] for example in examples], processor.scores
     truth = np.stack([column.load(reader.corpus, row) for row in rows.tolist()])
-    found = {
+    predictions = {
         task: torch.cat(answers(method, processor, capability, {"image": images}, 64)).float().numpy()
         for task, capability in (("predict", "predict_scores"), ("zero_shot", "zero_shot_scores"))
     }
-    if split != "validation" and isinstance(method, CanEmbed):
-        found["linear_regression"] = _regressed(method, processor, reader, images)
+    if split != "validation" and isinstance(method, CanEmbed) and "train" in reader.corpus.splits:
+        predictions["linear_regression"] = _regressed(method, processor, reader, images)
     scores = []
     for place, name in enumerate(column.names):
         there = ~np.isnan(truth[:, place])
         if there.sum() > 2:
-            for task, predicted in found.items():
+            for task, predicted in predictions.items():
+                if np.isnan(predicted[:, place]).all() and task == "linear_regression":
+                    continue
                 scores += correlation_scores(f"{split}/{task}_{name}", predicted[there, place], truth[there, place])
     return scores
 
 
 def _regressed(method: nn.Module, processor: Processor, reader: Reader, images: list[np.ndarray]) -> np.ndarray:
+    """Return the predictions of ridge regression, NaN for scores without labels."""
     from sklearn.linear_model import RidgeCV
 
     vectors = embed(method, processor, 256, image=images)["image"].numpy()
-    predicted = np.zeros((len(images), len(processor.scores.names)))
+    predicted = np.full((len(images), len(processor.scores.names)), np.nan)
     for place, rows in enumerate(processor.scores.labelled_rows(reader.corpus).values()):
+        if len(rows) < 2:
+            continue
         rows, examples = reader.read_all(rows[:: -(-len(rows) // MAX_PROBED)])
         labels = np.array([processor.scores.load(reader.corpus, row)[place] for row in rows.tolist()])
         train = embed(method, processor, 256, image=[example["image"] for example in examples])["image"].numpy()
-        if np.isfinite(train).all() and np.isfinite(vectors).all():
-            predicted[:, place] = RidgeCV(PENALTIES).fit(train, labels).predict(vectors)
+        is_finite = np.isfinite(train).all() and np.isfinite(vectors).all()
+        predicted[:, place] = RidgeCV(PENALTIES).fit(train, labels).predict(vectors) if is_finite else 0.0
     return predicted
 
 

@@ -253,6 +253,6 @@ class Recipe(TrainingRecipe):
             num_heads=8,
             batch_size=512,
             optimizer=OptimizerConfig(
-                learning_rate=1e-3, weight_decay=1.0, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.2, max_grad_norm=1.0
+                learning_rate=1e-3, weight_decay=1.0, betas=(0.9, 0.98), eps=1e-8, warmup_ratio=0.2, max_grad_norm=1.0
             ),
         )

@@ -5,34 +5,33 @@ for their scores, and on comments of users, of which those are kept that are lon
 (AR + IR). It is then frozen: a residual adapter on the image vector and the softmax over the prompts "bad image" to
 "perfect image" give the score, the expectation of learned levels, which is trained by few labelled images.
 
-Checked against the released code, pyiqa/archs/uniqa_arch.py. Differs from it and the paper in: no language model is
-called: texts are those of a column of descriptions, else made of the scores by templates (the prompt for a language
-model is data.rated_texts.instruction); relevance is the cosine of TF-IDF vectors, or of a pretrained text encoder with
---relevance-encoder; a text of an image with comments is its description or a comment, each with probability 1/2, where
-the released code lists the image twice; pre-training crops images as the adapter's training does, where the released
-code resizes them to 224 px; there is no ResNet-50, the paper's default; all scores have adapters of their own on one
-encoder, in one run, whose checkpoint holds the frozen encoders, too; the adapter's stage has the batch size and the
-optimizer settings of pre-training, with another learning rate; images are loaded as squares; one split in place of the
-median over ten.
+Differs from the paper and the released code in: no language model is called: texts are those of a column of
+descriptions, else made of the scores by templates (prompt for a language model: data.rated_texts.instruction);
+relevance is the cosine of TF-IDF vectors, or of a pretrained text encoder with --relevance-encoder; a text of an image
+with comments is its description or a comment, each with probability 1/2, where the released code lists the image twice;
+pre-training crops images, too, where the released code resizes them to 224 px; no ResNet-50, the paper's default; all
+scores have adapters of their own on one encoder, in one run, whose checkpoint holds the frozen encoders; the adapter's
+stage has batch size and optimizer of pre-training (AdamW and a cosine; released: Adam with L2 at a constant rate, and
+without it for the adapter), with another learning rate; images are loaded as squares; one split, not the median of ten.
+Few labels are those of the adapter: texts made of scores are of all training images, in the paper of other data sets.
 
 Terms: generated text = data.rated_texts.texts_of_score, purification (AR and IR) = data.rated_texts.purified, unified
-pre-training = Recipe.stages, multi-cue adapter = layers.residual_adapter.ResidualAdapter, score levels =
+pre-training = Recipe.stages, multi-cue adapter = models.score_adapters.ScoreAdapters, score levels =
 layers.expected_score.ExpectedScore, prompt ensemble = data.rated_texts.PROMPT_GROUPS, zero-shot =
 UniQA.zero_shot_scores.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
@@ -46,12 +45,11 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import clip
 from polymodal.encoders.text_similarity import text_similarity
 from polymodal.errors import UserError
-from polymodal.layers.expected_score import ExpectedScore
-from polymodal.layers.residual_adapter import ResidualAdapter
 from polymodal.modalities.image_augmentation import center_crop, random_crop, random_crops
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.modalities.text_augmentation import without_words
 from polymodal.models.dual_encoder import TokenEmbeddings
+from polymodal.models.score_adapters import RatedBatch, ScoreAdapters
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.multi_positive import multi_positive_info_nce
 from polymodal.objectives.reduction import mean_over
@@ -79,13 +77,6 @@ class RatedTextBatch(ImageTextBatch):
     text_ids: Float[Tensor, " batch"]
 
 
-class RatedBatch(TypedDict):
-    """scores: 0 to 1, NaN where there is none."""
-
-    image: Float[Tensor, "batch 3 size size"]
-    scores: Float[Tensor, "batch scores"]
-
-
 class UniQA(DualEncoder):
     """adapters: for each score, the residual adapter and the levels of the prompts."""
 
@@ -97,9 +88,7 @@ class UniQA(DualEncoder):
         self.recipe, self.scores, self.special_tokens = recipe, tuple(scores), prompts.special_tokens
         self.register_buffer("prompt_ids", prompts.ids, persistent=False)
         self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
-        self.adapters = nn.ModuleList(
-            nn.ModuleDict({"adapter": ResidualAdapter(recipe.embed_dim), "head": ExpectedScore()}) for _ in scores
-        )
+        self.adapters = ScoreAdapters(len(scores), recipe.embed_dim, len(QUALITY_LEVELS))
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
         """Encode a modality; of images that are larger than a crop, the center."""
@@ -134,37 +123,24 @@ class UniQA(DualEncoder):
         return {f"mse_{name}": masked_mse(predicted[:, n], scores[:, n]) for n, name in enumerate(self.scores)}
 
     def score_counts(self, batch: RatedBatch) -> dict[str, Tensor]:
-        counts = (~batch["scores"].isnan()).sum(0)
-        return {f"mse_{name}": counts[n] for n, name in enumerate(self.scores)}
+        return {f"mse_{name}": (~batch["scores"][:, n].isnan()).sum() for n, name in enumerate(self.scores)}
 
     def predict_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
-        """Return scores on the scale 0 to 1: of each image, the mean over crops at random places."""
-        return torch.stack([self._scores(crop, trained=True) for crop in self._crops(batch["image"])]).mean(0)
+        """Return scores, 0 to 1: of each image, the mean over crops at random places."""
+        return self._mean_scores(batch["image"], trained=True)
 
     def zero_shot_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
         """Return scores without adapter, of the levels before training; equal for all scores."""
-        return torch.stack([self._scores(crop, trained=False) for crop in self._crops(batch["image"])]).mean(0)
+        return self._mean_scores(batch["image"], trained=False)
 
-    def _crops(self, image: Tensor) -> list[Tensor]:
-        return random_crops(image, self.recipe.image.image_size, self.recipe.num_crops)
+    def _mean_scores(self, image: Tensor, trained: bool) -> Float[Tensor, "batch scores"]:
+        crops = random_crops(image, self.recipe.image.image_size, self.recipe.num_crops)
+        return torch.stack([self._scores(crop, trained) for crop in crops]).mean(0)
 
     def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
         features = self.image_projection(self.image_encoder.pooled(crop))
         prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
-        return self.expected_scores(features, prompts, trained)
-
-    def expected_scores(
-        self, features: Float[Tensor, "batch dim"], prompts: Float[Tensor, "prompts dim"], trained: bool = True
-    ) -> Float[Tensor, "batch scores"]:
-        """Return scores. features: projected, not normalized. prompts: embeddings. trained: by adapter and levels."""
-        found = []
-        for one in self.adapters:
-            # f' = f + A(f), normalized; p = softmax(scale f' . t) in each group; the mean of sum_l p_l w_l.
-            adapted = F.normalize(one["adapter"](features) if trained else features, dim=-1)  # type: ignore[index]
-            head = one["head"]  # type: ignore[index]
-            levels = None if trained else head.initial(len(QUALITY_LEVELS)).to(features)
-            found.append(head(self.logit_scale() * adapted @ prompts.T, levels))
-        return torch.stack(found, 1)
+        return self.adapters(features, prompts, self.logit_scale(), trained)
 
 
 @dataclass(frozen=True)
@@ -219,15 +195,16 @@ class Recipe(DualEncoderRecipe):
 
     def stages(self) -> tuple[Stage, ...]:
         adapter = Stage("adapter", self.adapter_fraction, ("adapters.*",), lr_scale=self.adapter_lr_scale)
-        encoders = tuple(f"{name}*" for name in ("image_", "text_", "logit_scale"))
+        encoders = ("image_*", "text_*", "logit_scale*")
         return (
             Stage("unified pre-training", 1 - self.adapter_fraction, encoders, rows="pretraining_rows"),
-            dataclasses.replace(adapter, rows="labelled_rows", batch="rated_batch", losses="score_losses"),
+            replace(adapter, rows="labelled_rows", batch="rated_batch", losses="score_losses"),
         )
 
     def pretraining_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the training rows with one of the `pretraining_scores`."""
-        return processor.scores.rows_with(corpus, "train", self.pretraining_scores)
+        """Return the training rows with one of the `pretraining_scores`, or with any where texts are made of them."""
+        names = self.pretraining_scores or (() if processor.text.names else processor.scores.names)
+        return processor.scores.rows_with(corpus, "train", names)
 
     def labelled_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
         """Return the labelled training rows of all scores, again and again until they fill a batch."""
@@ -248,16 +225,11 @@ class Recipe(DualEncoderRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RatedTextBatch:
         """A crop of each image, and its description or one of its comments."""
-        image, texts = self._crops(examples, processor, example_rng), []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            comments = example.get("comments", [])
-            if comments and rng.random() < 0.5:
-                texts.append(comments[int(rng.integers(len(comments)))])
-            else:
-                texts.append(processor.text.sample_caption(example["text"], rng))
-        rngs = example_rng.generators
-        seen = [without_words(text, self.word_dropout, rng) for text, rng in zip(texts, rngs, strict=True)]
-        return {"image": image, "text": processor.text(seen), "text_ids": text_ids(texts)}
+        image, text, rngs = self._crops(examples, processor, example_rng), processor.text, example_rng.generators
+        sampled = zip(examples, rngs, strict=True)
+        texts = [text.sample_text(one["text"], one.get("comments", ()), rng) for one, rng in sampled]
+        shortened = [without_words(one, self.word_dropout, rng) for one, rng in zip(texts, rngs, strict=True)]
+        return {"image": image, "text": text(shortened), "text_ids": text_ids(texts)}
 
     def rated_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RatedBatch:
         """A crop of each image, with its scores."""
@@ -270,19 +242,14 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        tiny = super().tiny()
-        return dataclasses.replace(tiny, load_size=40, num_crops=2, adapter_fraction=0.5, prompt_ensemble=True)
+        return replace(super().tiny(), load_size=40, num_crops=2, adapter_fraction=0.5, prompt_ensemble=True)
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 in place of ResNet-50; 5 epochs of pre-training and 50 of the adapter (20 for KonIQ), in batches of
-        8 (train_clip/train_multigpu.py, options/train/UniQA of the released code; batch size of train_clip/train.py).
-        """
+        """5 epochs of pre-training, 50 of the adapter (KonIQ: 20) in batches of 8 (train_clip, options/train)."""
         towers = clip("ViT-B/16")
         return cls(
-            image=towers.image,
-            text=towers.text,
-            embed_dim=towers.embed_dim,
+            **{name: getattr(towers, name) for name in ("image", "text", "embed_dim")},
             load_size=384,
             equal_texts_match=False,
             batch_size=196,
