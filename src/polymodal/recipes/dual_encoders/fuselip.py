@@ -22,7 +22,7 @@ evaluation.tasks.composed_retrieval.region_scores, cc3m-aug = modalities.image_t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -162,6 +162,11 @@ class Recipe(TrainingRecipe):
     """Pairs of an image in a batch: its caption, and others that are each other's negatives; at most 20."""
     logit_scale_init: PositiveFloat = 10.0
     logit_bias_init: float = -10.0
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"image_size": 96, "patch_size": 16, "context_length": 120, "width": 192, "depth": 6},
+        "base": {"image_size": 256, "patch_size": 32, "context_length": 180, "width": 384, "depth": 12},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

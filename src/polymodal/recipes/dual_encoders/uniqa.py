@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -179,6 +179,11 @@ class Recipe(DualEncoderRecipe):
     """Learning rate of the adapter, relative to pre-training."""
     prompt_ensemble: bool = False
     """Whether prompts of blur, noise and low quality are averaged with those of the level."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": DualEncoderRecipe.size_fields["small"] | {"load_size": 128},
+        "base": DualEncoderRecipe.size_fields["base"] | {"load_size": 288},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
