@@ -79,6 +79,12 @@ class Reader:
             raise UserError(f"The split '{split}' of '{self.corpus.name}' has no readable example.{self.corpus.hint}")
         return rows, examples
 
+    def read_labelled(self, split: str, label: str, most: int | None = None) -> tuple[np.ndarray, list[Example]]:
+        """As `read_split`, but those examples alone that have the label; there may be none."""
+        rows, examples = self.read_split(split, most)
+        places = np.flatnonzero(self.corpus.has(label)[rows])
+        return rows[places], [examples[place] for place in places]
+
     def check(self) -> None:
         """Raises UserError when more than a tenth of the training examples were unreadable."""
         total = len(self.corpus.rows("train"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, predicted_classes
-from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, heat_panel, image_panel
+from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, heat_panel, image_panel, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.layers.attentive_probe import AttentiveProbe
@@ -48,9 +48,10 @@ class LabelledTokens(NamedTuple):
 
     @classmethod
     def of(cls, inputs: TaskInputs, split: str, max_examples: int | None = None) -> LabelledTokens:
-        """Encode the images of a split."""
-        assert inputs.corpus.label is not None
-        rows, examples = inputs.reader.read_split(split, max_examples)
+        """Encode the images of a split that have a label."""
+        label = inputs.corpus.label
+        assert label is not None
+        rows, examples = inputs.reader.read_labelled(split, label, max_examples)
         images = {"image": [example["image"] for example in examples]}
         batches = answers(inputs.method, inputs.processor, "patch_features", images, BATCH)
         length = max(mask.shape[1] for _, mask in batches)
@@ -58,7 +59,7 @@ class LabelledTokens(NamedTuple):
             torch.cat([F.pad(batch[part], (*[0, 0] * (1 - part), 0, length - batch[1].shape[1])) for batch in batches])
             for part in (0, 1)
         )
-        labels = np.array([inputs.corpus.value(row, inputs.corpus.label) for row in rows])
+        labels = np.array([inputs.corpus.value(row, label) for row in rows], dtype=np.int64)
         return cls(tokens.float(), mask, labels)
 
 
@@ -108,6 +109,8 @@ def attentive_probe_scores(inputs: TaskInputs) -> list[Score]:
     probe, names = _fitted(inputs)
     scores = []
     for split in inputs.test_splits:
+        if not _has_labels(inputs, split):
+            continue
         part = LabelledTokens.of(inputs, split)
         likely = probabilities(probe, part)
         name = f"{split}/attentive_probe_{inputs.corpus.label}"
@@ -130,7 +133,9 @@ def plot(inputs: TaskInputs) -> Panels:
     probe, names = _fitted(inputs, 1000)
     label = inputs.corpus.label
     assert label is not None
-    rows, examples = inputs.test_examples(2 * EXAMPLES)
+    rows, examples = inputs.reader.read_labelled(inputs.test_splits[0], label, 2 * EXAMPLES)
+    if not examples:
+        return Panels([[text_panel([f"No test example has a {label}."])]])
     part = LabelledTokens.of(inputs, inputs.test_splits[0], 2 * EXAMPLES)
     predicted = predicted_classes(probabilities(probe, part))
     with torch.no_grad():
@@ -149,7 +154,12 @@ def plot(inputs: TaskInputs) -> Panels:
 
 
 def _has_training_labels(inputs: TaskInputs) -> bool:
-    return inputs.corpus.label is not None and {"train", "validation"} <= {*inputs.corpus.splits}
+    return all(_has_labels(inputs, split) for split in ("train", "validation"))
+
+
+def _has_labels(inputs: TaskInputs, split: str) -> bool:
+    corpus = inputs.corpus
+    return corpus.label is not None and bool(corpus.has(corpus.label)[corpus.splits.get(split, [])].any())
 
 
 task = Task(
