@@ -51,3 +51,14 @@ def test_a_split_without_any_label_has_no_scores_of_it(run: Run, corpus: Corpus)
     assert not [name for name in names if f"_{corpus.label}" in name]
     for task in (attentive_probe, cross_modal_retrieval, label_classification):
         assert task.plot(inputs_of(run, none)).rows
+
+
+def test_test_images_are_probed_some_at_a_time(run: Run, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attentive_probe.attentive_probe_scores(inputs_of(run, corpus))
+    encode, asked = run.model.patch_features, []
+    monkeypatch.setattr(run.model, "patch_features", lambda batch: asked.append(len(batch["image"])) or encode(batch))
+    monkeypatch.setattr(attentive_probe, "ENCODED_TOGETHER", 3)
+    parts = attentive_probe.attentive_probe_scores(inputs_of(run, corpus))
+    assert asked[-3:] == [3, 3, 2]
+    assert [score.name for score in parts] == [score.name for score in whole]
+    assert all(len(part.clusters) == len(score.clusters) for part, score in zip(parts, whole, strict=True))

@@ -23,13 +23,14 @@ from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.layers.attentive_probe import AttentiveProbe
 from polymodal.modalities import Category, Image
 from polymodal.training.run import answers
-from polymodal.types import Batch
+from polymodal.types import Batch, Example
 
 MAX_TRAIN = 5000  # examples
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 WEIGHT_DECAY = 0.05
 EPOCHS = 20
 BATCH = 64
+ENCODED_TOGETHER = 8 * BATCH  # test images whose tokens are in memory at once
 
 
 @runtime_checkable
@@ -51,7 +52,10 @@ class LabelledTokens(NamedTuple):
         """Encode the images of a split that have a label."""
         label = inputs.corpus.label
         assert label is not None
-        rows, examples = inputs.reader.read_labelled(split, label, max_examples)
+        return cls.of_examples(inputs, label, *inputs.reader.read_labelled(split, label, max_examples))
+
+    @classmethod
+    def of_examples(cls, inputs: TaskInputs, label: str, rows: np.ndarray, examples: list[Example]) -> LabelledTokens:
         images = {"image": [example["image"] for example in examples]}
         batches = answers(inputs.method, inputs.processor, "patch_features", images, BATCH)
         length = max(mask.shape[1] for _, mask in batches)
@@ -107,15 +111,23 @@ def _trained(train: LabelledTokens, num_classes: int, learning_rate: float) -> A
 def attentive_probe_scores(inputs: TaskInputs) -> list[Score]:
     """Return accuracy and area under the ROC curve of the probe, both means over classes, on every test split."""
     probe, names = _fitted(inputs)
+    label = inputs.corpus.label
+    assert label is not None
     scores = []
     for split in inputs.test_splits:
-        if not _has_labels(inputs, split):
+        rows, examples = inputs.reader.read_labelled(split, label)
+        if not examples:
             continue
-        part = LabelledTokens.of(inputs, split)
-        likely = probabilities(probe, part)
-        name = f"{split}/attentive_probe_{inputs.corpus.label}"
-        scores.append(balanced_accuracy(f"{name}/accuracy", predicted_classes(likely), part.labels))
-        scores.append(area_under_curve(f"{name}/AUC", likely[:, : len(names)], part.labels))
+        likelihoods, labels = [], []
+        for start in range(0, len(rows), ENCODED_TOGETHER):
+            some = slice(start, start + ENCODED_TOGETHER)
+            part = LabelledTokens.of_examples(inputs, label, rows[some], examples[some])
+            likelihoods.append(probabilities(probe, part))
+            labels.append(part.labels)
+        likely, truth = np.concatenate(likelihoods), np.concatenate(labels)
+        name = f"{split}/attentive_probe_{label}"
+        scores.append(balanced_accuracy(f"{name}/accuracy", predicted_classes(likely), truth))
+        scores.append(area_under_curve(f"{name}/AUC", likely[:, : len(names)], truth))
     return scores
 
 
