@@ -11,6 +11,7 @@ import torch
 from polymodal.corpora import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
+from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.masked_modeling import normalize_patches
 from polymodal.recipes.captioning import aimv2
@@ -89,3 +90,9 @@ def test_what_the_stages_train_follows_from_objective_and_fraction(processor: Pr
         batch = recipe.training_batch(EXAMPLES, processor, ExampleRNG.of(0, 0, 1))
         assert batch["prefix"].tolist() == [lengths]
         assert not batch["captioned"].any()  # an image without a caption
+
+
+def test_what_predicts_nothing_is_refused() -> None:
+    for wrong in ({"attention": "bidirectional"}, {"image_loss_weight": 0.0}):
+        with pytest.raises(UserError, match="text-loss-weight above 0"):
+            dataclasses.replace(aimv2.Recipe.tiny(), text_loss_weight=0.0, **wrong)

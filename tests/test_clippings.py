@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 import polymodal as pm
 from polymodal.corpora import Corpus
-from polymodal.data.class_order import hard_negative_groups
+from polymodal.data.class_order import hard_negative_groups, rows_by_class
+from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.linking import LinkedRecords, Links, cut, single_linkage
 from polymodal.evaluation.tasks.linking import VectorLinker
+from polymodal.recipes.dual_encoders import clippings
 from polymodal.recipes.dual_encoders.clippings import CLIPPINGS, Recipe
 from polymodal.training.trainer import Paused, train
 
@@ -66,6 +69,21 @@ def test_a_run_goes_on_with_the_hard_negatives_that_it_has_mined(corpus: Corpus,
     resumed = train(recipe, corpus, budget, out=tmp_path / "run").model.state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not (tmp_path / "run/mined-2.npy").exists()
+
+
+def test_records_are_mined_some_at_a_time(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.tiny()
+    processor = fit_processor(recipe, corpus)
+    model, reader, asked = recipe.build(processor), Reader(corpus, processor), []
+    whole = recipe.nearest_classes(model, reader)
+    read = reader.read_all
+    monkeypatch.setattr(reader, "read_all", lambda rows: asked.append(len(rows)) or read(rows))
+    monkeypatch.setattr(clippings, "MINED_TOGETHER", 10)
+    mined, classes = recipe.nearest_classes(model, reader), rows_by_class(corpus)
+    own = [next(number for number, of in enumerate(classes) if row in of) for row in sorted(np.concatenate(classes))]
+    assert mined.shape == whole.shape
+    assert (mined == np.array(own)[:, None]).any(1).mean() > 0.9  # a record is a neighbor of itself
+    assert asked == [10, 10, 4]
 
 
 def test_classes_that_do_not_fill_a_batch_are_refused_before_anything_is_trained(corpus: Corpus) -> None:

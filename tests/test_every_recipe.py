@@ -357,6 +357,8 @@ def published(request: pytest.FixtureRequest, corpus: Corpus) -> tuple[str, nn.M
     assert active_stages(recipe)
     if name == "alpro":
         recipe = dataclasses.replace(recipe, use_pem=False)  # entities need WordNet, a download
+    if name == "clippings":
+        recipe = dataclasses.replace(recipe, batch_size=12)  # the classes of this corpus fill no larger batch
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
         for learn in ("train", "characters"):
             patch.setattr(TextTokenizer, learn, of_full_size(getattr(TextTokenizer, learn)))

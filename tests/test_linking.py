@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
 
+from polymodal.corpora import Corpus
 from polymodal.corpora._ocr import with_ocr_errors
-from polymodal.evaluation.linking import Links, best_cut, no_match_threshold
+from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
+from polymodal.evaluation.linking import LinkedRecords, Links, best_cut, no_match_threshold
 from polymodal.evaluation.string_similarity import jaccard_similarity, levenshtein_similarity
+from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.tasks.linking import records_of, scores_of
+from polymodal.recipes.dual_encoders.clippings import Recipe
 
 
 def test_thresholds_are_the_best_of_all() -> None:
@@ -56,3 +62,18 @@ def test_string_similarities_by_their_definitions() -> None:
     rng, text = np.random.default_rng(0), "Kanora Electric Works " * 40
     assert with_ocr_errors(text, 0.0, rng) == text.strip()
     assert 0.55 < levenshtein_similarity([text], [with_ocr_errors(text, 0.4, rng)])[0, 0] < 0.8
+
+
+def test_records_whose_only_repeated_class_has_no_exemplar_are_not_scored(corpus: Corpus) -> None:
+    """Of four classes three have an exemplar, and the queries are those of the fourth."""
+    assert corpus.label is not None
+    names = np.array(corpus.raw_values(np.arange(len(corpus)), corpus.label), dtype=object)
+    of_class = [np.flatnonzero(names == name)[:2] for name in sorted(set(names))]
+    rows = np.concatenate([*(two[:1] for two in of_class[:3]), of_class[3]])
+    assert not LinkedRecords.of(rows, names[rows].astype(str)).matched.any()
+    recipe = Recipe.tiny()
+    processor = fit_processor(recipe, corpus)
+    few = corpus.with_splits({**corpus.splits, "test": rows})
+    inputs = TaskInputs(recipe.build(processor), processor, Reader(few, processor))
+    assert records_of(inputs, "test") is None
+    assert not scores_of(inputs)

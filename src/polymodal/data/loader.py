@@ -79,6 +79,14 @@ class Reader:
             raise UserError(f"The split '{split}' of '{self.corpus.name}' has no readable example.{self.corpus.hint}")
         return rows, examples
 
+    def read_labelled(
+        self, split: str, label: str, max_examples: int | None = None
+    ) -> tuple[np.ndarray, list[Example]]:
+        """As `read_split`, only examples that have the label, of which a split may have none."""
+        rows, examples = self.read_split(split, max_examples)
+        places = np.flatnonzero(self.corpus.has(label)[rows])
+        return rows[places], [examples[place] for place in places]
+
     def check(self) -> None:
         """Raises UserError when more than a tenth of the training examples were unreadable."""
         total = len(self.corpus.rows("train"))

@@ -24,15 +24,15 @@ RATES = (0.3, 0.5, 0.7, 0.9)  # of missing cells, beside none
 
 @dataclass(frozen=True)
 class Labelled:
-    """A split's readable examples and their labels."""
+    """A split's readable examples that have a label, and their labels."""
 
     examples: list[Example]
     labels: Int[np.ndarray, " examples"]
 
     @classmethod
     def of(cls, reader: Reader, split: str, label: str) -> Labelled:
-        rows, examples = reader.read_split(split)
-        return cls(examples, np.array([reader.corpus.value(row, label) for row in rows]))
+        rows, examples = reader.read_labelled(split, label)
+        return cls(examples, np.array([reader.corpus.value(row, label) for row in rows], dtype=np.int64))
 
     def without(self, gone: Bool[np.ndarray, "examples columns"]) -> Labelled:
         """The same with further cells of the table missing; numbers come first."""

@@ -63,6 +63,7 @@ def zero_shot_protocol(inputs: TaskInputs) -> Mapping[str, Any]:
     }
 
 
-def labels_of(corpus: Corpus, label: str, items: ItemVectors) -> np.ndarray:
-    """The class of each item."""
-    return np.array([corpus.value(row, label) for row in items.rows])
+def labelled(corpus: Corpus, label: str, items: ItemVectors) -> tuple[Float[Tensor, "labelled dim"], np.ndarray]:
+    """The vectors of the items that have a label, and the class of each."""
+    places = np.flatnonzero(corpus.has(label)[items.rows])
+    return items.vectors[places], np.array([corpus.value(row, label) for row in items.rows[places]], dtype=np.int64)

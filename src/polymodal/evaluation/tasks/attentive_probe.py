@@ -17,19 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, predicted_classes
-from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, heat_panel, image_panel
+from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, heat_panel, image_panel, text_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.layers.attentive_probe import AttentiveProbe
 from polymodal.modalities import Category, Image
 from polymodal.training.run import answers
-from polymodal.types import Batch
+from polymodal.types import Batch, Example
 
 MAX_TRAIN = 5000  # examples
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 WEIGHT_DECAY = 0.05
 EPOCHS = 20
 BATCH = 64
+ENCODED_TOGETHER = 8 * BATCH  # test images whose tokens are in memory at once
 
 
 @runtime_checkable
@@ -48,9 +49,13 @@ class LabelledTokens(NamedTuple):
 
     @classmethod
     def of(cls, inputs: TaskInputs, split: str, max_examples: int | None = None) -> LabelledTokens:
-        """Encode the images of a split."""
-        assert inputs.corpus.label is not None
-        rows, examples = inputs.reader.read_split(split, max_examples)
+        """Encode the images of a split that have a label."""
+        label = inputs.corpus.label
+        assert label is not None
+        return cls.of_examples(inputs, label, *inputs.reader.read_labelled(split, label, max_examples))
+
+    @classmethod
+    def of_examples(cls, inputs: TaskInputs, label: str, rows: np.ndarray, examples: list[Example]) -> LabelledTokens:
         images = {"image": [example["image"] for example in examples]}
         batches = answers(inputs.method, inputs.processor, "patch_features", images, BATCH)
         length = max(mask.shape[1] for _, mask in batches)
@@ -58,7 +63,7 @@ class LabelledTokens(NamedTuple):
             torch.cat([F.pad(batch[part], (*[0, 0] * (1 - part), 0, length - batch[1].shape[1])) for batch in batches])
             for part in (0, 1)
         )
-        labels = np.array([inputs.corpus.value(row, inputs.corpus.label) for row in rows])
+        labels = np.array([inputs.corpus.value(row, label) for row in rows], dtype=np.int64)
         return cls(tokens.float(), mask, labels)
 
 
@@ -106,13 +111,23 @@ def _trained(train: LabelledTokens, num_classes: int, learning_rate: float) -> A
 def attentive_probe_scores(inputs: TaskInputs) -> list[Score]:
     """Return accuracy and area under the ROC curve of the probe, both means over classes, on every test split."""
     probe, names = _fitted(inputs)
+    label = inputs.corpus.label
+    assert label is not None
     scores = []
     for split in inputs.test_splits:
-        part = LabelledTokens.of(inputs, split)
-        likely = probabilities(probe, part)
-        name = f"{split}/attentive_probe_{inputs.corpus.label}"
-        scores.append(balanced_accuracy(f"{name}/accuracy", predicted_classes(likely), part.labels))
-        scores.append(area_under_curve(f"{name}/AUC", likely[:, : len(names)], part.labels))
+        rows, examples = inputs.reader.read_labelled(split, label)
+        if not examples:
+            continue
+        likelihoods, labels = [], []
+        for start in range(0, len(rows), ENCODED_TOGETHER):
+            some = slice(start, start + ENCODED_TOGETHER)
+            part = LabelledTokens.of_examples(inputs, label, rows[some], examples[some])
+            likelihoods.append(probabilities(probe, part))
+            labels.append(part.labels)
+        likely, truth = np.concatenate(likelihoods), np.concatenate(labels)
+        name = f"{split}/attentive_probe_{label}"
+        scores.append(balanced_accuracy(f"{name}/accuracy", predicted_classes(likely), truth))
+        scores.append(area_under_curve(f"{name}/AUC", likely[:, : len(names)], truth))
     return scores
 
 
@@ -130,7 +145,9 @@ def plot(inputs: TaskInputs) -> Panels:
     probe, names = _fitted(inputs, 1000)
     label = inputs.corpus.label
     assert label is not None
-    rows, examples = inputs.test_examples(2 * EXAMPLES)
+    rows, examples = inputs.reader.read_labelled(inputs.test_splits[0], label, 2 * EXAMPLES)
+    if not examples:
+        return Panels([[text_panel([f"No test example has a {label}."])]])
     part = LabelledTokens.of(inputs, inputs.test_splits[0], 2 * EXAMPLES)
     predicted = predicted_classes(probabilities(probe, part))
     with torch.no_grad():
@@ -149,7 +166,12 @@ def plot(inputs: TaskInputs) -> Panels:
 
 
 def _has_training_labels(inputs: TaskInputs) -> bool:
-    return inputs.corpus.label is not None and {"train", "validation"} <= {*inputs.corpus.splits}
+    return all(_has_labels(inputs, split) for split in ("train", "validation"))
+
+
+def _has_labels(inputs: TaskInputs, split: str) -> bool:
+    corpus = inputs.corpus
+    return corpus.label is not None and bool(corpus.has(corpus.label)[corpus.splits.get(split, [])].any())
 
 
 task = Task(

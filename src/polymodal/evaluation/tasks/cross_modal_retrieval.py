@@ -84,7 +84,10 @@ def plot(inputs: TaskInputs) -> Panels:
     )
     if corpus.label is None or not corpus.prompts:
         return panels
-    some = np.linspace(0, len(rows) - 1, min(TOP, len(rows))).round().astype(int)
+    having = np.flatnonzero(corpus.has(corpus.label)[rows])
+    if not len(having):
+        return panels
+    some = having[np.linspace(0, len(having) - 1, min(TOP, len(having))).round().astype(int)]
     classes = _zero_shot_panels(inputs, corpus.label, rows[some], vectors[item][torch.from_numpy(some)])
     return replace(panels, rows=[*panels.rows, classes])
 

@@ -23,7 +23,7 @@ from polymodal.evaluation.missing_modalities import (
     columns_of,
     missing_cells,
 )
-from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, value_panel
+from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Category, Image, Video
@@ -56,6 +56,7 @@ def classification_scores(inputs: TaskInputs) -> list[Score]:
     label, corpus, reader = inputs.corpus.label, inputs.corpus, inputs.reader
     assert label is not None
     parts = {split: Labelled.of(reader, split, label) for split in corpus.splits}
+    parts = {split: part for split, part in parts.items() if len(part.labels)}
     with_table = "train" in parts and "table" in parts["train"].examples[0]
     important = columns_by_importance(parts["train"]) if with_table else []
     scores = _scores(inputs, parts, label, "")
@@ -126,7 +127,9 @@ def plot(inputs: TaskInputs) -> Panels:
     assert label is not None
     modality = corpus.columns[label]
     assert isinstance(modality, Category)
-    rows, examples = inputs.test_examples(2 * EXAMPLES)
+    rows, examples = reader.read_labelled(inputs.test_splits[0], label, 2 * EXAMPLES)
+    if not examples:
+        return Panels([[text_panel([f"No test example has a {label}."])]])
     if isinstance(inputs.method, CanClassify):
         logits = answers(inputs.method, inputs.processor, "classify", columns_of(examples))
         predicted = predicted_classes(torch.cat(logits).numpy())
@@ -150,8 +153,8 @@ def plot(inputs: TaskInputs) -> Panels:
 
 def _some(reader: Reader, split: str, label: str) -> Labelled:
     """At most `MAX_PLOT_TRAIN` examples of a split."""
-    rows, examples = reader.read_split(split, MAX_PLOT_TRAIN)
-    return Labelled(examples, np.array([reader.corpus.value(row, label) for row in rows]))
+    rows, examples = reader.read_labelled(split, label, MAX_PLOT_TRAIN)
+    return Labelled(examples, np.array([reader.corpus.value(row, label) for row in rows], dtype=np.int64))
 
 
 def _joined(features: Mapping[str, np.ndarray]) -> np.ndarray:

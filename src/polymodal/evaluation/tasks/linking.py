@@ -6,6 +6,7 @@ stands beside the method, which is also given images and texts alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -61,8 +62,8 @@ class VectorLinker:
 
 
 def records_of(inputs: TaskInputs, split: str) -> tuple[np.ndarray, LinkedRecords, LinkedRecords] | None:
-    """Rows of a split that have a label, and their records: with vectors, and with texts; None for fewer than two
-    classes with several records in all."""
+    """Rows of a split that have a label, and their records: with vectors, and with texts; None where no record has
+    an exemplar of its class beside one of another."""
     corpus, label = inputs.corpus, inputs.corpus.label
     assert label is not None
     rows, examples = inputs.reader.read_split(split, MAX_RECORDS)
@@ -72,9 +73,12 @@ def records_of(inputs: TaskInputs, split: str) -> tuple[np.ndarray, LinkedRecord
         return None
     images, texts = ([examples[place][name] for place in labelled] for name in ("image", "text"))
     captions = [captions[0].text for captions in texts]
-    vectors = embed(inputs.method, inputs.processor, image=images, text=captions)
     classes = names[labelled].astype(str)
-    return rows[labelled], LinkedRecords.of(vectors, classes), LinkedRecords.of(captions, classes)
+    texts_of = LinkedRecords.of(captions, classes)
+    if not texts_of.matched.any():
+        return None
+    vectors = embed(inputs.method, inputs.processor, image=images, text=captions)
+    return rows[labelled], dataclasses.replace(texts_of, values=vectors), texts_of
 
 
 def scores_of(inputs: TaskInputs) -> list[Score]:

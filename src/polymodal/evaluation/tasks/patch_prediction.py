@@ -28,8 +28,9 @@ class PredictsPatches(Protocol):
 def patch_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
     """Return the mean squared error of the second half of an image's patches, given the first half.
 
-    Targets are normalized patch by patch, so that the mean of a patch has an error of about 1 (chance). The ground of
-    a drawing is easy to predict: `mse_without_flat` leaves out patches of one color; `flat` is their fraction.
+    Targets are normalized patch by patch, so that the mean of a patch has an error of about 1 (chance), and of 0 where
+    the patch has one color. The ground of a drawing is easy to predict: `mse_without_flat` leaves out such patches, and
+    is left out where all are; `flat` is their fraction, and the chance of `mse` is that of the others.
     """
     _, examples = reader.read_split(split)
     images = {"image": [example["image"] for example in examples]}
@@ -40,11 +41,15 @@ def patch_scores(method: nn.Module, processor: Processor, reader: Reader, split:
     counts = torch.cat([torch.stack([wanted, wanted & ~flat]).sum(2).T for _, wanted, flat in batches])
     every, textured = counts.unbind(1)
     name = f"{split}/patches"
-    return [
+    if not every.any():
+        return []  # images of a single patch
+    with_texture = float(textured.sum() / every.sum())
+    scores = [
         _score(f"{name}/mse_without_flat", sums[:, 1], textured, 1.0),
-        _score(f"{name}/mse", sums[:, 0], every, 1.0),
+        _score(f"{name}/mse", sums[:, 0], every, with_texture),
         _score(f"{name}/flat", every - textured, every, None),
     ]
+    return scores if with_texture else scores[1:]
 
 
 def _score(name: str, total: Tensor, count: Tensor, chance: float | None) -> Score:

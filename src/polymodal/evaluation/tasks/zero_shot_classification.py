@@ -6,7 +6,7 @@ from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, zero_shot_scores
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, Task, TaskInputs
-from polymodal.evaluation.zero_shot import class_vectors, has_prompts, labels_of, zero_shot_protocol
+from polymodal.evaluation.zero_shot import class_vectors, has_prompts, labelled, zero_shot_protocol
 from polymodal.modalities import Category
 
 
@@ -14,22 +14,21 @@ def label_scores(inputs: TaskInputs) -> list[Score]:
     """Zero-shot by prompts where there are any, and a linear probe where there is a training and a validation split."""
     corpus, label = inputs.corpus, inputs.corpus.label
     assert label is not None
-    items = {split: inputs.item_vectors(split) for split in inputs.test_splits}
-    labels = {split: labels_of(corpus, label, of_split) for split, of_split in items.items()}
+    tests = {split: labelled(corpus, label, inputs.item_vectors(split)) for split in inputs.test_splits}
+    tests = {split: part for split, part in tests.items() if len(part[1])}
     scores = []
     if has_prompts(inputs):
         _, classes = class_vectors(inputs, label)
-        for split, of_split in items.items():
-            scores += zero_shot_scores(f"{split}/zero_shot_{label}", of_split.vectors, labels[split], classes)
+        for split, (vectors, labels) in tests.items():
+            scores += zero_shot_scores(f"{split}/zero_shot_{label}", vectors, labels, classes)
     if all(len(corpus.splits.get(part, ())) for part in ("train", "validation")):
-        train, tuning = (inputs.item_vectors(part) for part in ("train", "validation"))
-        probe = linear_probe(
-            (train.vectors.numpy(), labels_of(corpus, label, train)),
-            (tuning.vectors.numpy(), labels_of(corpus, label, tuning)),
-        )
-        for split, of_split in items.items():
-            predicted = probe.predict(of_split.vectors.numpy())
-            scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels[split]))
+        train, tuning = (labelled(corpus, label, inputs.item_vectors(part)) for part in ("train", "validation"))
+        if not len(train[1]) or not len(tuning[1]):
+            return scores
+        probe = linear_probe((train[0].numpy(), train[1]), (tuning[0].numpy(), tuning[1]))
+        for split, (vectors, labels) in tests.items():
+            predicted = probe.predict(vectors.numpy())
+            scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels))
     return scores
 
 

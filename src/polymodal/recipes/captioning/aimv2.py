@@ -158,6 +158,8 @@ class Recipe(TrainingRecipe):
         super().__post_init__()
         if not self.image_loss_weight and not self.text_loss_weight:
             raise UserError("Nothing is predicted: set --image-loss-weight or --text-loss-weight above 0.")
+        if self.attention == "bidirectional" and not self.text_loss_weight:
+            raise UserError("--attention bidirectional predicts no patches; set --text-loss-weight above 0.")
         if self.native_area[0] > self.native_area[1]:
             raise UserError("--native-area is a minimum and then a maximum.")
 

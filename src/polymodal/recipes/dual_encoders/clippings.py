@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -62,6 +63,7 @@ paper = Paper(
     code="dell-research-harvard/clippings@16e3cd07f082fa39bbdc85192d3478ab224c2016",
     parameters={"*": 151_277_313},  # CLIP ViT-B/32, from which the released code starts
 )
+MINED_TOGETHER = 2048  # records whose images are in memory at once
 WEIGHTS = tuple(step / 10 for step in range(11))  # of the image, of which one is chosen on validation records
 
 
@@ -185,11 +187,16 @@ class Recipe(DualEncoderRecipe):
     def nearest_classes(self, method: CLIPPINGS, reader: Reader) -> np.ndarray:
         """The classes among the k nearest neighbors of each training record."""
         of_row = {int(row): number for number, rows in enumerate(rows_by_class(reader.corpus)) for row in rows}
-        rows, examples = reader.read_all(np.array(sorted(of_row)))
-        texts = [example["text"][0].text for example in examples]
-        vectors = embed(method, reader.processor, image=[example["image"] for example in examples], text=texts)
-        pooled = method.pool(vectors["image"], vectors["text"], self.image_weight)
-        return hard_negative_groups(pooled, np.array([of_row[row] for row in rows.tolist()]), self.k)
+        rows, pooled = [], []
+        for chunk in np.split(every := np.array(sorted(of_row)), range(MINED_TOGETHER, len(every), MINED_TOGETHER)):
+            readable, examples = reader.read_all(chunk)
+            if not examples:
+                continue
+            texts = [example["text"][0].text for example in examples]
+            vectors = embed(method, reader.processor, image=[example["image"] for example in examples], text=texts)
+            pooled.append(method.pool(vectors["image"], vectors["text"], self.image_weight))
+            rows += readable.tolist()
+        return hard_negative_groups(torch.cat(pooled), np.array([of_row[row] for row in rows]), self.k)
 
     @classmethod
     def tiny(cls) -> Recipe:
