@@ -10,7 +10,6 @@ aesthetics have ten comments, of which six are about something else.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +20,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.scenes import scenes
 from polymodal.modalities import Image, Modality, Table, Text
-from polymodal.modalities.image import encoded
+from polymodal.modalities.image import encoded, open_image
 from polymodal.modalities.text import stored_texts
 
 COUNTS = {"train": 2400, "validation": 200, "test": 400}
@@ -114,9 +113,7 @@ def degraded(image: PILImage.Image, kind: str, strength: float, rng: np.random.G
         values = np.asarray(image, dtype=np.float64) + rng.normal(0, 60 * strength, (*image.size[::-1], 3))
         return PILImage.fromarray(values.clip(0, 255).astype(np.uint8))
     if kind == "compression":
-        written = io.BytesIO()
-        image.save(written, "JPEG", quality=round(50 * (1 - strength)) + 2)
-        return PILImage.open(written).convert("RGB")
+        return open_image(encoded(image, "JPEG", quality=round(50 * (1 - strength)) + 2)).convert("RGB")
     if kind == "contrast":
         return ImageEnhance.Contrast(image).enhance(1 - 0.85 * strength)
     small = [max(round(side / (1 + 4 * strength)), 1) for side in image.size]

@@ -109,7 +109,7 @@ def plot(inputs: TaskInputs) -> Panels:
 task = Task(
     capability=HasDiscreteTokens,
     requires=((Image, Text),),
-    order=86,
+    order=87,
     score=lambda inputs: inputs.over_test_splits(discrete_token_scores),
     plot=plot,
     metrics={

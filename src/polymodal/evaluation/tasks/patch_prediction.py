@@ -60,7 +60,7 @@ def _score(name: str, total: Tensor, count: Tensor, chance: float | None) -> Sco
 task = Task(
     capability=PredictsPatches,
     requires=((Image,),),
-    order=145,
+    order=146,
     score=lambda inputs: inputs.over_test_splits(patch_scores),
     metrics={
         "mse*": MetricKind("variances", higher_is_better=False),

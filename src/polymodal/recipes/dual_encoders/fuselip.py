@@ -152,6 +152,7 @@ class Recipe(TrainingRecipe):
     depth: PositiveInt = 3
     """Blocks of the transformer, or of each tower."""
     num_heads: PositiveInt = 4
+    """Attention heads of the transformer, or of each tower."""
     fusion_depth: PositiveInt = 4
     """Blocks of the fusion module (MLF)."""
     mlm_probability: UnitInterval = 0.1
@@ -161,7 +162,9 @@ class Recipe(TrainingRecipe):
     pairs_per_image: AtLeastTwo = 4
     """Pairs of an image in a batch: its caption, and others that are each other's negatives; at most 20."""
     logit_scale_init: PositiveFloat = 10.0
+    """Initial factor of the similarities (SigLIP's t)."""
     logit_bias_init: float = -10.0
+    """Initial value that is added to them (SigLIP's b)."""
 
     size_fields: ClassVar[dict[str, dict[str, Any]]] = {
         "small": {"image_size": 96, "patch_size": 16, "context_length": 120, "width": 192, "depth": 6},
