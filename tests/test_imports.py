@@ -83,7 +83,7 @@ def test_modules_import_from_the_modules_of_corpora_and_not_from_the_package_of_
 
 
 ORDER = """
-    errors constraints types claim source rng notebook
+    errors constraints hyper_parameters types claim source rng notebook
     modalities corpora data layers encoders objectives models training evaluation curation attacks
     recipes claims reproduce api serving cli __main__
 """

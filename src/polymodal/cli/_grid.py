@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from polymodal.constraints import validate_constraints
 from polymodal.errors import UserError
+from polymodal.hyper_parameters import leaves, with_value
 
 SCALARS = {int: "a whole number", float: "a number", str: "a text"}
 
@@ -21,7 +21,7 @@ def parsed_grid(texts: Sequence[str], recipe: Any) -> dict[str, list[Any]] | Non
     recipe: with the values of its flags. Raises UserError for texts of another form, and for names, types and ranges
     that the recipe does not have.
     """
-    fields = dict(_fields(recipe))
+    fields = {name: typing.get_type_hints(type(owner))[field.name] for name, owner, field in leaves(recipe)}
     grid: dict[str, list[Any]] = {}
     for text in texts:
         flag, equals, values = text.partition("=")
@@ -32,24 +32,8 @@ def parsed_grid(texts: Sequence[str], recipe: Any) -> dict[str, list[Any]] | Non
             raise UserError(f"--grid names {_flag(name)} twice; write all of its values after one name.")
         grid[name] = [_value(one.strip(), fields[name], name) for one in values.split(",")]
         for value in grid[name]:
-            validate_constraints(_with(recipe, name, value))
+            validate_constraints(with_value(recipe, name, value))
     return grid or None
-
-
-def _with(values: Any, name: str, value: Any) -> Any:
-    first, _, rest = name.partition(".")
-    return dataclasses.replace(values, **{first: _with(getattr(values, first), rest, value) if rest else value})
-
-
-def _fields(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the name and the type of every hyper-parameter, those of nested ones with a dot."""
-    hints = typing.get_type_hints(type(values))
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _fields(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", hints[field.name]
 
 
 def _field(name: str, fields: dict[str, Any]) -> str:

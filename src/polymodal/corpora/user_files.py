@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,18 @@ def _read(
         rows = replace(rows, notes=(*rows.notes, note))
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
-    with read_errors(data.given[0], f"it was read as {name}; leave the damaged file out, or write it again"):
+    with _errors_of_format(name, data):
         return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
 
 
 def rows_of_format(name: str, data: DataFiles) -> Rows:
     """Read files in a format. Raises UserError for damaged ones, whatever error its reader or a library raises."""
-    with read_errors(data.given[0], f"it was read as {name}; leave the damaged file out, or write it again"):
+    with _errors_of_format(name, data):
         return module(name).read(data)
+
+
+def _errors_of_format(name: str, data: DataFiles) -> AbstractContextManager[None]:
+    return read_errors(data.given[0], f"it was read as {name}; leave the damaged file out, or write it again")
 
 
 def files_and_format(given: Sequence[Path | str], format: str | None = None) -> tuple[DataFiles, str]:

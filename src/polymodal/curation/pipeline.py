@@ -28,7 +28,7 @@ from polymodal.curation.page_sources import PageImages, images_below
 from polymodal.curation.steps import Curation, CurationStep, Rejection
 from polymodal.curation.web import PageBlock, blocks_of, markdown_of, parallel_lists
 from polymodal.errors import UserError, needs
-from polymodal.files import remove_folder, remove_removed
+from polymodal.files import remove_folder, remove_removed, written_aside
 from polymodal.modalities import Interleaved
 from polymodal.training.folder_lock import writes
 from polymodal.training.recipe_record import recipe_record
@@ -284,11 +284,9 @@ def _written(
 
 def _write_table(file: Path, schema: pa.Schema, records: Iterator[dict[str, Any]]) -> None:
     """Write a Parquet file in batches, atomically."""
-    aside = file.with_name(f".{file.name}.partial")
-    with pq.ParquetWriter(aside, schema) as writer:
+    with written_aside(file) as aside, pq.ParquetWriter(aside, schema) as writer:
         while chunk := list(itertools.islice(records, 1024)):
             writer.write_table(pa.Table.from_pylist(chunk, schema))
-    os.replace(aside, file)
 
 
 def _document(blocks: Sequence[PageBlock], page: str, figures: PageImages) -> list[dict[str, Any]]:

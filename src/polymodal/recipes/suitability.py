@@ -29,18 +29,20 @@ def family_for(family: str, corpus: Corpus) -> tuple[list[str], dict[str, tuple[
 
     Raises UserError for a family without recipes that train, and where the corpus suits none of them.
     """
-    families: dict[str, list[str]] = {}
-    for name, entry in recipes.entries().items():
-        if hasattr(recipes.stand_in(name), "build"):
-            families.setdefault(entry.family, []).append(name)
-    if family not in families:
-        raise unknown("family", family, families)
-    lacking = {name: what for name in families[family] if (what := _lacks(name, corpus, {}))}
-    fitting = [name for name in families[family] if name not in lacking]
+    entries = recipes.entries()
+    members = [name for name, entry in entries.items() if entry.family == family and _trains(name)]
+    if not members:
+        raise unknown("family", family, {entry.family for name, entry in entries.items() if _trains(name)})
+    lacking = {name: what for name in members if (what := _lacks(name, corpus, {}))}
+    fitting = [name for name in members if name not in lacking]
     if not fitting:
         reasons = "; ".join(f"{name} needs {', '.join(what)}" for name, what in lacking.items())
         raise UserError(f"No recipe of {family} trains on this data: {reasons}.")
     return fitting, lacking
+
+
+def _trains(name: str) -> bool:
+    return hasattr(recipes.stand_in(name), "build")
 
 
 def _lacks(name: str, corpus: Corpus, unreadable: Mapping[str, str]) -> tuple[str, ...] | None:

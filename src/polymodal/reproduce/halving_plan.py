@@ -14,10 +14,10 @@ from rich.console import Console
 from polymodal.constraints import validate_constraints, validate_types
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
+from polymodal.hyper_parameters import with_value
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.timing import TIMING, TimedArm, budgets_in_steps
 from polymodal.reproduce.tuning import grid as combinations
-from polymodal.reproduce.tuning import with_value
 from polymodal.training.initialization import recipe_started_from
 from polymodal.types import Budget
 

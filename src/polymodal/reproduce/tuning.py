@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation import validation
+from polymodal.hyper_parameters import with_value
 from polymodal.reproduce.compare import Start, _Plan, _resumable
 from polymodal.reproduce.display import Display
 from polymodal.reproduce.result import Arm
@@ -23,21 +23,6 @@ from polymodal.types import Budget
 
 TUNING = "tuning.json"
 SEED = 1000  # none of those that measure
-
-
-def with_value(recipe: Any, name: str, value: Any) -> Any:
-    """A recipe with another value of a hyper-parameter. name: of a field, `optimizer.learning_rate` of one inside it.
-
-    A field that the recipe has not itself is looked for in its `optimizer`. Raises UserError when there is none.
-    """
-    first, _, rest = name.partition(".")
-    names = {field.name for field in dataclasses.fields(recipe)} if dataclasses.is_dataclass(recipe) else set()
-    if first not in names and "optimizer" in names and not rest:
-        first, rest = "optimizer", first
-    if first not in names:
-        raise UserError(f"The grid names '{name}', which is no hyper-parameter of {type(recipe).__module__}.")
-    changed = with_value(getattr(recipe, first), rest, value) if rest else value
-    return dataclasses.replace(recipe, **{first: changed})
 
 
 def check_grid(tuning: Mapping[str, Sequence[Any]]) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from polymodal.errors import UserError
+from polymodal.files import written_aside
 from polymodal.training.checkpoint_reading import PREFIX, STATE, checkpoints, local, rows_of_process
 from polymodal.training.checksums import checksum, checksum_of_text
 from polymodal.training.parallel import World
@@ -35,14 +36,13 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     Tensors that share memory, such as tied weights of pretrained models, are written twice, as the format cannot share
     them.
     """
-    aside = path.with_name(f".{path.name}.partial")
     places: set[int] = set()
     alone = {}
     for name, tensor in weights.items():
         alone[name] = tensor.clone() if tensor.data_ptr() in places else tensor
         places.add(tensor.data_ptr())
-    _write(alone, aside, path.parent)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        _write(alone, aside, path.parent)
 
 
 class CheckpointWriter:

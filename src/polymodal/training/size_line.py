@@ -16,14 +16,14 @@ from polymodal.encoders.sizes import is_resizable
 from polymodal.training.progress import Progress
 from polymodal.training.progress_bar import memory_in_use, progress_bar
 from polymodal.training.run import Run
-from polymodal.training.sizes import SizeChoice, size_of
+from polymodal.training.sizes import MIN_SMALL_STEPS, SizeChoice, size_of
 from polymodal.training.trainer import OnStep
 from polymodal.types import Budget
 
 TIMED_STEPS = 3  # after the first one, which is slower than the others
 MAX_TIMED_SECONDS = 5.0  # after which fewer steps do
 MIN_PASSES = 3  # over the data
-MIN_STEPS: dict[Size, int] = {"tiny": 0, "small": 300, "base": 2000, "large": 20_000}
+MIN_STEPS: dict[Size, int] = {"tiny": 0, "small": MIN_SMALL_STEPS, "base": 2000, "large": 20_000}
 ENOUGH = 10  # times `MIN_STEPS`: so many steps are enough of less than MIN_PASSES
 
 

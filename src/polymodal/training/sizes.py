@@ -25,6 +25,7 @@ from polymodal.encoders.pretrained import HUB
 from polymodal.encoders.size_names import SIZES, Size, check_size
 from polymodal.encoders.sizes import is_resizable, resized
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.hyper_parameters import leaves
 from polymodal.modalities import Image, Images, Video
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import RECORD, read_record
@@ -120,24 +121,21 @@ def _architecture(recipe: Any) -> dict[str, Any]:
 def nearest_size(recipe: Any) -> Size:
     """Return the size with which a recipe has most values in common, such as one whose flags changed some of them."""
 
+    values_of_recipe = _values(recipe)
+
     def common(size: Size) -> int:
         try:
-            values = dict(_values(sized(type(recipe), size)))
+            values = _values(sized(type(recipe), size))
         except UserError:
             return -1
-        return sum(name in values and values[name] == value for name, value in _values(recipe))
+        return sum(name in values and values[name] == value for name, value in values_of_recipe.items())
 
     return max(SIZES, key=common)
 
 
-def _values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a recipe and of the configurations in it, by name."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _values(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value
+def _values(config: Any) -> dict[str, Any]:
+    """Return the values of a recipe and of the configurations in it, by name."""
+    return {name: getattr(owner, field.name) for name, owner, field in leaves(config)}
 
 
 def is_published(kind: type[Any]) -> bool:
@@ -194,9 +192,9 @@ def choose_size(
 
 def _is_short(budget: Budget) -> bool:
     """Return whether `small` is at chance after such a budget on a CPU; of other units than time and steps, False."""
-    return (budget.seconds or MIN_SMALL_SECONDS) < MIN_SMALL_SECONDS or (
-        budget.steps or MIN_SMALL_STEPS
-    ) < MIN_SMALL_STEPS
+    if budget.seconds is not None:
+        return budget.seconds < MIN_SMALL_SECONDS
+    return budget.steps is not None and budget.steps < MIN_SMALL_STEPS
 
 
 def _size_of_run(directory: Path, trust_code: bool) -> Size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from polymodal.corpora._user_splits import MAX_FILES
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.row_identity import has_identity, row_identities
 from polymodal.errors import read_errors
+from polymodal.files import written_aside
 
 TRAINING_ROWS = "training_rows.npz"
 
@@ -25,10 +25,8 @@ def save_training_rows(corpus: Corpus, directory: Path) -> None:
     # More files than these would take minutes to read: they are known by their paths.
     open_files = len(rows) <= MAX_FILES or not any(is_string(_type(corpus, name)) for name in corpus.columns)
     identities = np.unique(row_identities(corpus, rows, open_files))
-    aside = directory / f".{TRAINING_ROWS}.partial"
-    with aside.open("wb") as file:
+    with written_aside(directory / TRAINING_ROWS) as aside, aside.open("wb") as file:
         np.savez_compressed(file, identities=identities, open_files=open_files)
-    os.replace(aside, directory / TRAINING_ROWS)
 
 
 def trained_on(directory: Path, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
