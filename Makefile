@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 6 minutes)"
+	@echo "make demo   install, fetch a real corpus, compare four methods, write demo/report.html (about 7 minutes)"
 	@echo "make test   install, lint, type-check and run the tests"
 	@echo "make test-slow   run the tests that repeat from end to end what quicker tests hold (about 4 minutes)"
 	@echo "make test-versions   run the core tests against the lowest and the highest versions of torch and transformers (installs both)"
@@ -24,8 +24,7 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/polymodal corpora fetch emoji
-	$(BIN)/polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 25s --seeds 2 --out demo
-	@echo "Two seeds show the spread but give no verdict, which needs three: for one, run the command above with --seeds 3 --out demo3."
+	$(BIN)/polymodal compare clip siglip sparc improved_clip --corpus emoji --budget 20s --out demo
 	@echo "Open demo/report.html in a browser."
 
 check: $(INSTALLED)

@@ -117,6 +117,20 @@ def task_rows(page: Path) -> list[str]:
     return table(("task", "columns", "metrics", "methods"), rows)
 
 
+def recipe_group_rows(page: Path) -> list[str]:
+    """One row per family, for the README."""
+    groups: dict[str, list[str]] = {}
+    for name, entry in recipes.entries().items():
+        groups.setdefault(entry.family.replace("_", " "), []).append(recipe_link(name, page))
+    return table(("family", "methods"), [(family, ", ".join(links)) for family, links in groups.items()])
+
+
+def task_summary_rows(page: Path) -> list[str]:
+    """Every task without its methods, for the README."""
+    rows = [(task_link(task, page), task.columns, task.metrics) for task in TASKS]
+    return table(("task", "columns", "metrics"), rows)
+
+
 def method_rows(task: Task, page: Path) -> list[str]:
     rows = [
         (
@@ -244,11 +258,13 @@ def content(name: str, page: Path) -> list[str]:
         return method_rows({task.page: task for task in TASKS}[name.removeprefix("methods ")], page)
     tables = {
         "recipes": recipe_rows,
+        "recipes by family": recipe_group_rows,
         "claims": claim_rows,
         "families": family_rows,
         "one result": result_lines,
         "extras": extra_rows,
         "tasks": task_rows,
+        "tasks in short": task_summary_rows,
         "capabilities": capability_rows,
         "corpora": corpus_rows,
         "corpora by modality": corpus_group_rows,
