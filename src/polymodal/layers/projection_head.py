@@ -88,7 +88,8 @@ class ProjectionHead(nn.Sequential):
         self.normalize = normalize
 
     def forward(self, x: Float[Tensor, "*rows in_features"]) -> Float[Tensor, "*rows out_features"]:
-        x = super().forward(x)
+        # A batch norm takes what precedes the features as rows.
+        x = super().forward(x) if x.ndim <= 2 else super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return F.normalize(x, dim=-1) if self.normalize else x
 
 
