@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from polymodal.data.conversation import IMAGE_END, IMAGE_START
+from polymodal.data.conversation_format import ConversationFormat
 from polymodal.data.sequence import TEXT
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
@@ -21,6 +23,13 @@ class CodeFormat(NamedTuple):
     begin: int
     end: int
     num_codes: int
+
+    @classmethod
+    def of_images(cls, conversation: ConversationFormat, num_codes: int) -> CodeFormat:
+        """Return that of images between their marks. Raises UserError where one leaves no room in the context."""
+        conversation.check_fits(num_codes)
+        begin, end = (conversation.marks[mark][-1] for mark in (IMAGE_START, IMAGE_END))
+        return cls(begin, end, num_codes)
 
 
 class JointVocabulary:

@@ -96,10 +96,10 @@ class Detections(NamedTuple):
     boxes: Float[Tensor, "batch queries 4"]
     probability: Float[Tensor, "batch queries"]
 
-
-def detections(logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"]) -> Detections:
-    """Return what a head predicts of cxcywh boxes."""
-    return Detections(cxcywh_to_xyxy(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
+    @classmethod
+    def of(cls, logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"]) -> Detections:
+        """Return what a head predicts. boxes: cxcywh."""
+        return cls(cxcywh_to_xyxy(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,16 +26,16 @@ from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.columns.tiled_image import TiledImageColumn
-from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, MESSAGES
-from polymodal.data.instructions import choice
+from polymodal.data.conversation import IMAGE
+from polymodal.data.instructions import sample_document, sample_images
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import TEXT, SequenceBatch
-from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
+from polymodal.encoders.image_tokenizer import ImageTokenizerConfig, TokenizerBatch
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.pretrained import PretrainedConfig
 from polymodal.errors import UserError
 from polymodal.layers import expert_choice
-from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock, SwiGLU
+from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
 from polymodal.modalities.image import unpatchify
@@ -63,10 +63,6 @@ LEARNED = tuple(  # the parameters of the language model but for the auxiliary r
 )
 
 
-class TokenizerBatch(TypedDict):
-    image: Float[Tensor, "batch 3 size size"]
-
-
 class MoMa(DiscreteTokenDecoder):
     """An image tokenizer, and a decoder over text tokens and image codes with experts of each."""
 
@@ -76,9 +72,7 @@ class MoMa(DiscreteTokenDecoder):
         vocabulary = JointVocabulary({TEXT: vocab_size, IMAGE: recipe.tokenizer.codebook_size})
 
         def mlp(modality: str) -> nn.Module:
-            if counts[modality] == 1:
-                return SwiGLU(config.width, config.mlp_dim)
-            return expert_choice.ExpertChoice(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
+            return expert_choice.swiglu_experts(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
 
         block = PostSubLayerNormBlock if recipe.post_norm else DecoderBlock
         language_model = LanguageModel(config, vocabulary.total, tuple(counts), mlp, block)
@@ -204,31 +198,20 @@ class Recipe(ConversationRecipe):
         return self.conversation(TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
 
     def build(self, processor: Processor) -> MoMa:
-        form = processor.conversation
-        form.check_fits(self.tokens_per_tile)
-        begin, end = (form.marks[mark][-1] for mark in (IMAGE_START, IMAGE_END))
-        image_format = CodeFormat(begin, end, self.tokens_per_tile)
-        return MoMa(self, processor.tokenizer.vocab_size, image_format, form.end)
+        image_format = CodeFormat.of_images(processor.conversation, self.tokens_per_tile)
+        return MoMa(self, processor.tokenizer.vocab_size, image_format, processor.conversation.end)
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Images for the tokenizer: of the examples, or one of each document that has any."""
-        images = []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            figures = [part for part in _parts(example) or () if not isinstance(part, str)]
-            images += [example[IMAGE]] if IMAGE in example else [choice(figures, rng)] if figures else []
         blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
-        cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
+        images = sample_images(examples, example_rng) or [blank]
+        cells = [processor.image.patchify_tiles(image, 1) for image in images]
         return {"image": unpatchify(torch.stack(cells), self.patch_size)}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
-        documents = []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            parts = _parts(example)
-            if parts is None:
-                parts = [choice(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
-            documents.append(processor.conversation.document(parts))
-        return {"sequences": processor.conversation.pack(documents)}
+        form, each = processor.conversation, zip(examples, example_rng.generators, strict=True)
+        return {"sequences": form.pack([form.document(sample_document(*one)) for one in each])}
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -275,10 +258,3 @@ class Recipe(ConversationRecipe):
                 1e-4, betas=(0.9, 0.95), eps=1e-5, lr_scheduler="linear", min_lr_ratio=0.01, warmup_ratio=0.025
             ),
         )
-
-
-def _parts(example: Example) -> list[Any] | None:
-    """Return texts and images of a document, or of a conversation, in reading order; None where there is neither."""
-    if MESSAGES in example:
-        return [part for message in example[MESSAGES] for part in message.parts]
-    return example.get(DOCUMENT)

@@ -36,13 +36,7 @@ from polymodal.modalities.scale_jitter import jitter_batch
 from polymodal.modalities.text import Tokens
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.models.multiway_pretraining import CaptionBatch, MultiwayPretraining, caption_batch
-from polymodal.objectives.detection import (
-    Detections,
-    deep_supervision_loss,
-    detection_loss,
-    detections,
-    matched_targets,
-)
+from polymodal.objectives.detection import Detections, deep_supervision_loss, detection_loss, matched_targets
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
@@ -80,9 +74,7 @@ class SimVG(MultiwayPretraining):
         heads, dropout = recipe.decoder_attention_heads, recipe.dropout
         self.tqg = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
         self.decoder = DETRDecoder(dim, recipe.decoder_layers, heads, recipe.decoder_ffn_dim, dropout)
-        self.decoder_head = BoxHead(dim)
-        self.token = nn.Linear(dim, dim)
-        self.token_head = BoxHead(dim)
+        self.decoder_head, self.token, self.token_head = BoxHead(dim), nn.Linear(dim, dim), BoxHead(dim)
         self.patch_positions = SinePositions2D(recipe.encoder.grid, dim)
 
     def queries(
@@ -114,10 +106,10 @@ class SimVG(MultiwayPretraining):
     def predict_boxes(self, batch: ImageTextBatch) -> dict[str, Detections]:
         """Return xyxy boxes and the probability that they are of an object, by both branches."""
         query, object_query, memory = self.queries(batch["image"], batch["text"])
-        predicted = {"token": detections(*self.token_head(self.token(object_query)))}
+        predicted = {"token": Detections.of(*self.token_head(self.token(object_query)))}
         if self.recipe.distill_type != "none":
             logits, boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions()))
-            predicted["decoder"] = detections(logits[-1], boxes[-1])
+            predicted["decoder"] = Detections.of(logits[-1], boxes[-1])
         return predicted
 
     caption_losses = whole_batch(MultiwayPretraining.caption_losses)  # ITC and MLM
@@ -174,15 +166,10 @@ class Recipe(TrainingRecipe):
 
     def stages(self) -> tuple[Stage, ...]:
         captions, warmup = self.caption_fraction, self.decoder_warmup_fraction
+        itc = {"itc": self.itc_weight}
         decoder_alone, lr_scales = {"token_branch": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_lr_scale}
         return (
-            Stage(
-                "captions",
-                captions,
-                loss_weights={"itc": self.itc_weight},
-                batch="caption_batch",
-                losses="caption_losses",
-            ),
+            Stage("captions", captions, loss_weights=itc, batch="caption_batch", losses="caption_losses"),
             Stage("decoder", warmup, loss_weights=decoder_alone, lr_scales=lr_scales),
             Stage("grounding", 1 - captions - warmup, lr_scales=lr_scales),
         )
@@ -203,11 +190,8 @@ class Recipe(TrainingRecipe):
 
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length)
-        return {
-            "image": ImageColumn(self.encoder.image_size, stretch=True),
-            "text": CaptionsOrExpressionsColumn(tokenizer),
-            "expressions": ExpressionsColumn(),
-        }
+        image, text = ImageColumn(self.encoder.image_size, stretch=True), CaptionsOrExpressionsColumn(tokenizer)
+        return {"image": image, "text": text, "expressions": ExpressionsColumn()}
 
     def build(self, processor: Processor) -> SimVG:
         return SimVG(self, processor.text.tokenizer.vocab_size)
