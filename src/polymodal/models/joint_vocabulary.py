@@ -76,6 +76,18 @@ def joined(codes: Tensor, text: Tensor, has_image: Bool[Tensor, " sides"]) -> Te
     return torch.where(has_image[:, None], torch.cat([codes, text], dim=1), alone)
 
 
+def mask_of_sides(
+    masked_codes: Bool[Tensor, "images codes"],
+    masked_text: Bool[Tensor, "sides length"],
+    has_image: Bool[Tensor, " sides"],
+    sequences: Tokens,
+) -> Bool[Tensor, "sides joint"]:
+    """Return the mask of joint sequences; never of their end token, nor of padding. masked_codes: of each image."""
+    mask = joined(values_of_sides(masked_codes, has_image), masked_text, has_image)[:, : sequences.ids.shape[1]]
+    position = torch.arange(sequences.ids.shape[1], device=mask.device)
+    return mask & (position < sequences.lengths[:, None] - 1)
+
+
 def codes_before_text(
     codes: Int[Tensor, "sides codes"], text: Tokens, has_image: Bool[Tensor, " sides"], context_length: int
 ) -> Tokens:

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,7 +37,6 @@ from polymodal.layers import expert_choice
 from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
-from polymodal.modalities.image import unpatchify
 from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, GuidedPromptBatch
 from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
 from polymodal.objectives.reduction import mean_over
@@ -110,9 +108,7 @@ class MoMa(DiscreteTokenDecoder):
 class Recipe(ConversationRecipe):
     batch_size: PositiveInt = 32
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2)
-    language_model: LanguageModelConfig = LanguageModelConfig(
-        vocab_size=1000, num_kv_heads=4, tie_word_embeddings=False
-    )
+    language_model: LanguageModelConfig = LanguageModelConfig(1000, num_kv_heads=4, tie_word_embeddings=False)
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     tile_size: PositiveInt = 64
     """Side of an image in pixels."""
@@ -180,18 +176,15 @@ class Recipe(ConversationRecipe):
     def stages(self) -> tuple[Stage, ...]:
         tokenizer, main, routers = self.stage_fractions
         single = self.upcycling_fraction * main
+        batch, losses = "image_batch", "tokenizer_losses"
         stages = [
-            Stage(
-                "tokenizer", tokenizer, ("image_tokenizer.*",), {}, 0.3, batch="image_batch", losses="tokenizer_losses"
-            ),
+            Stage("tokenizer", tokenizer, ("image_tokenizer.*",), lr_scale=0.3, batch=batch, losses=losses),
             Stage("one expert", single, LEARNED, on_start=expert_choice.use_single_expert),
             Stage("experts", main - single, LEARNED, on_start=expert_choice.upcycle if single else None),
         ]
         if self.selects_tokens:
-            only = {TEXT: 0.0, IMAGE: 0.0}
-            stages.append(
-                Stage("routers", routers, ("*.auxiliary.*",), only, on_start=expert_choice.use_auxiliary_routers)
-            )
+            alone, start = {TEXT: 0.0, IMAGE: 0.0}, expert_choice.use_auxiliary_routers
+            stages.append(Stage("routers", routers, ("*.auxiliary.*",), loss_weights=alone, on_start=start))
         return tuple(stages)
 
     def columns(self) -> Declared:
@@ -203,10 +196,7 @@ class Recipe(ConversationRecipe):
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Images for the tokenizer: of the examples, or one of each document that has any."""
-        blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
-        images = sample_images(examples, example_rng) or [blank]
-        cells = [processor.image.patchify_tiles(image, 1) for image in images]
-        return {"image": unpatchify(torch.stack(cells), self.patch_size)}
+        return {"image": processor.image.single_tiles(sample_images(examples, example_rng))}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
@@ -217,9 +207,7 @@ class Recipe(ConversationRecipe):
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=300, context_length=96, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=32
-            ),
+            language_model=LanguageModelConfig(300, 96, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=32),
             tokenizer=ImageTokenizerConfig(codebook_size=16, codebook_dim=4, width=16),
             tile_size=32,
             patch_size=16,
@@ -235,17 +223,9 @@ class Recipe(ConversationRecipe):
         SwiGLU's 5504 hidden channels give the sizes of the table's 8192 of an MLP without gate. 1T tokens are 159k
         steps of 6.3M tokens, of which 4k warm up and 10k train one expert. Adam's constants are Chameleon's.
         """
+        size: dict[str, Any] = {"width": 2048, "depth": 24, "num_heads": 16, "num_kv_heads": 16, "mlp_dim": 5504}
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=65_536 - 8192,
-                context_length=4096,
-                width=2048,
-                depth=24,
-                num_heads=16,
-                num_kv_heads=16,
-                mlp_dim=5504,
-                tie_word_embeddings=False,
-            ),
+            language_model=LanguageModelConfig(65_536 - 8192, 4096, **size, tie_word_embeddings=False),
             tokenizer=ImageTokenizerConfig(codebook_size=8192, codebook_dim=256, width=128),
             tile_size=512,
             patch_size=16,
