@@ -3,8 +3,7 @@
 Dual encoders embed an image with a text by fusing two finished vectors. Here a frozen tokenizer turns the image into
 codes, text tokens of the same vocabulary follow, and one bidirectional transformer encodes the joint sequence, so that
 both interact in every layer; the end token is the embedding. Left and right sides of pairs (caption, transformation,
-region, question) are compared by the sigmoid loss, and masked tokens of both modalities are predicted in the same
-forward pass. `--fusion sum` and `--fusion module` are the paper's baselines: a ViT and a text transformer, fused late.
+region, question) are compared by the sigmoid loss; masked tokens of both modalities are predicted in the same pass.
 
 Differs from the paper in: the image tokenizer is a VQ-VAE with a code for each patch, which is trained first, not
 TiTok with 128 codes of the whole image; every image has as many pairs in a batch, one of them its caption, where the
@@ -40,7 +39,6 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig, TokenizerBa
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.layers.transformer import eos_index, select_rows
 from polymodal.modalities.text import Tokens, bos_eos
 from polymodal.models.joint_vocabulary import JointVocabulary, codes_before_text, mask_of_sides, values_of_sides
 from polymodal.models.late_fusion import FusionModule, LateFusion, PairBatch, PairEncoder, SidesBatch
@@ -70,10 +68,9 @@ class FuseLIP(PairEncoder):
     def __init__(self, recipe: Recipe, vocab_size: int, marks: tuple[int, int]):
         """vocab_size: of text. The mask token is the last entry of text."""
         super().__init__(marks, recipe.logit_scale_init, recipe.logit_bias_init)
-        self.recipe = recipe
+        self.recipe, self.mask_id = recipe, vocab_size
         self.tokenizer = recipe.tokenizer.build(recipe.patch_size)
         self.vocabulary = JointVocabulary({TEXT: vocab_size + 1, IMAGE: recipe.tokenizer.codebook_size})
-        self.mask_id = vocab_size
         self.encoder = TextEncoder(recipe.tower(recipe.context_length), self.vocabulary.total)
         self.mlm_head = MaskedLMHead(recipe.width, self.vocabulary.total) if recipe.mlm_probability else None
 
@@ -85,8 +82,7 @@ class FuseLIP(PairEncoder):
         """Joint sequences; where one is longer than the context, the end token is its last."""
         text, has_image, codes = batch["text"], batch["has_image"], batch["text"].ids[:, :0]
         if len(batch["image"]):
-            entries = self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"]))
-            codes = values_of_sides(entries, has_image)
+            codes = values_of_sides(self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"])), has_image)
         return codes_before_text(codes, text, has_image, self.recipe.context_length)
 
     def encode_sides(self, batch: SidesBatch) -> Float[Tensor, "sides dim"]:
@@ -99,10 +95,9 @@ class FuseLIP(PairEncoder):
             return self.contrastive_losses(batch)
         tokens = self.sequences(batch)
         mask = mask_of_sides(batch["masked_codes"], batch["masked_text"], batch["has_image"], tokens)
-        masked = Tokens(tokens.ids.masked_fill(mask, self.mask_id), tokens.lengths)
-        x, packing = self.encoder.hidden_states(masked)
+        x, packing = self.encoder.hidden_states(Tokens(tokens.ids.masked_fill(mask, self.mask_id), tokens.lengths))
         # The same forward pass gives the embedding of the masked input, and before the last norm the predictions.
-        sides = F.normalize(self.encoder.norm_post(select_rows(x, eos_index(packing))), dim=-1)
+        sides = F.normalize(self.encoder.pooled_states(x, packing), dim=-1)
         is_masked, targets = packing.pack(mask), packing.pack(tokens.ids)
         is_left = packing.indices < len(mask) // 2 * mask.shape[1]
         embedding, mmm = self.encoder.embedding.weight, x.new_zeros(())
@@ -195,8 +190,7 @@ class Recipe(TrainingRecipe):
         }
 
     def build(self, processor: Processor) -> PairEncoder:
-        vocab_size = processor.tokenizer.vocab_size
-        marks = bos_eos(processor.tokenizer)
+        vocab_size, marks = processor.tokenizer.vocab_size, bos_eos(processor.tokenizer)
         if self.fusion == "early":
             return FuseLIP(self, vocab_size, marks)
         image = ImageEncoderConfig(self.image_size, self.patch_size, self.width, self.depth, self.num_heads).build()
@@ -242,7 +236,5 @@ class Recipe(TrainingRecipe):
             depth=12,
             num_heads=8,
             batch_size=512,
-            optimizer=OptimizerConfig(
-                learning_rate=1e-3, weight_decay=1.0, betas=(0.9, 0.98), eps=1e-8, warmup_ratio=0.2, max_grad_norm=1.0
-            ),
+            optimizer=OptimizerConfig(1e-3, 1.0, (0.9, 0.98), eps=1e-8, warmup_ratio=0.2, max_grad_norm=1.0),
         )
