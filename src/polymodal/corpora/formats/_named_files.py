@@ -48,7 +48,7 @@ class NamedFiles:
         Raises UserError for a table of one split, such as `test.csv`, whose images are missing while all that are there
         are in folders of another split.
         """
-        if any(is_binary(field.type) or fields_of(field.type) for field in table.schema):
+        if any(is_binary(field.type) or fields_of(field.type) >= {"bytes", "path"} for field in table.schema):
             return table, ()
         split = _split_in(file.name.removesuffix(suffix_of(file)))
         table, by_path = self._with_paths(table, split)
@@ -67,19 +67,19 @@ class NamedFiles:
             if any(os.path.isfile(self.root / path) for path in paths):
                 continue
             folders = self._folders_with(paths)
-            own = [folder for folder in folders if split is not None and _split_in(folder) == split]
-            if folders and not own:
+            of_split = [folder for folder in folders if split is not None and _split_in(folder) == split]
+            if folders and not of_split:
                 continue
             held = table.column(name).to_pylist()
-            found = [
-                (f"{own[0]}/{path}" if own else self.find(path, split, len(columns) == 1)) if path else None
+            places = [
+                (f"{of_split[0]}/{path}" if of_split else self.find(path, split, len(columns) == 1)) if path else None
                 for path in held
             ]
-            if sum(place is not None for place in found) < len(held) / 2:
+            if sum(place is not None for place in places) < len(held) / 2:
                 continue
-            example = next(pair for pair in zip(held, found, strict=True) if pair[1])
+            example = next(pair for pair in zip(held, places, strict=True) if pair[1])
             notes.append(f"'{name}' names files by other paths: {example[0]} is read from {example[1]}.")
-            merged = pa.array([place or path for path, place in zip(held, found, strict=True)], pa.string())
+            merged = pa.array([place or path for path, place in zip(held, places, strict=True)], pa.string())
             table = table.set_column(table.column_names.index(name), name, merged)
         return table, tuple(notes)
 
@@ -96,9 +96,9 @@ class NamedFiles:
             return table, ()
         for name in names:
             values = table.column(name).to_pylist()
-            found = [self._best_of(self._by_stem.get(_plain(str(value)), []), split) for value in values]
-            if sum(place is not None for place in found) > len(values) / 2:
-                images = pa.array(found, pa.string())
+            places = [self._best_of(self._by_stem.get(_plain(str(value)), []), split) for value in values]
+            if sum(place is not None for place in places) > len(values) / 2:
+                images = pa.array(places, pa.string())
                 note = f"'{name}' names image files without their suffix; they are the column 'image'."
                 if "image" in table.column_names:
                     return table.set_column(table.column_names.index("image"), "image", images), (note,)
@@ -164,7 +164,7 @@ class NamedFiles:
 
     def _check_split(self, table: pa.Table, file: Path, split: str) -> None:
         columns = {name: _paths(table.column(name)) for name in table.column_names}
-        names_images = any(columns.values()) or any(name.lower() in IDS[:6] or name.lower() == "id" for name in columns)
+        names_images = any(columns.values()) or any(name.lower() in IDS[:6] for name in columns)
         if not names_images or any(os.path.isfile(self.root / path) for paths in columns.values() for path in paths):
             return
         stated = {self._split(place) for place in self._paths}

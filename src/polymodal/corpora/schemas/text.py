@@ -113,7 +113,7 @@ def _is_number(value: str) -> bool:
     if value.strip().lower() in MISSING:
         return True
     try:
-        float(value)
+        float(value.replace(",", "."))  # 12,5 is a number, too
     except ValueError:
         return False
     return True
