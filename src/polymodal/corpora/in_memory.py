@@ -15,8 +15,8 @@ def from_table(data: Any, *, root: Path | str = ".", name: str = "table", **colu
 
     data: a `datasets.Dataset` or `IterableDataset` (which is read to its end), a pandas or polars frame (a LazyFrame is
     collected), anything else with Arrow's interface for streams, a list of dicts, a dict of columns; or a dict of such
-    tables by split, such as a `DatasetDict`. Images may be PIL images, encoded bytes or paths. root: folder of relative paths. columns: names of
-    columns by modality (`image="photo"`), instead of those that are inferred.
+    tables by split, such as a `DatasetDict`. Images may be PIL images, encoded bytes or paths. root: folder of relative
+    paths. columns: names of columns by modality (`image="photo"`), instead of those that are inferred.
 
     A run that is trained on it cannot open it again: name the data where it is evaluated or resumed. Raises UserError
     for anything that cannot be used.
