@@ -93,6 +93,22 @@ def test_masks_that_are_missing_are_not_replaced_by_images_of_their_name(tmp_pat
     assert corpus.table.column("mask")[0].as_py() == "0.png"
 
 
+@pytest.mark.parametrize("heading", ["id_code", "isic_id", "patientId", "Image Name"])
+def test_ids_under_other_headings_name_images(heading, tmp_path):
+    images(tmp_path / "train_images", "{}a.jpg")
+    lines = [f"{number}a,{number % 3}" for number in range(12)]
+    (tmp_path / "train.csv").write_text("\n".join([f"{heading},diagnosis", *lines]))
+    corpus = from_path(tmp_path)
+    assert (shown(corpus), corpus.label) == (list(range(12)), "diagnosis")
+
+
+def test_numbers_that_are_also_names_of_images_are_no_ids(tmp_path):
+    images(tmp_path / "images", "{}.jpg")
+    lines = [f"thing {number},{number % 3},{number}" for number in range(12)]
+    (tmp_path / "rows.csv").write_text("\n".join(["caption,group_id,count", *lines]))
+    assert "image" not in from_path(tmp_path).columns
+
+
 # Tables of one split
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_binary, is_string
 from polymodal.corpora.formats._data_files import SPLIT_NAMES, TABLES, DataFiles, place_of, suffix_of
@@ -31,6 +32,8 @@ IDS = (
     "id", "image_id", "img_id", "image_name", "img_name", "photo_id", "filename", "file_name", "file", "name", "key",
     "image", "img",
 )  # fmt: skip
+# Other headings of ids, if most of their values differ: id_code, isic_id, patientId, Image Name.
+_ID = re.compile(r"(?i:(.*[ _.-])?(id|uid|image|img|file|photo)([ _.-](id|name|code|key))?)|.*[a-z](Id|ID|UID)")
 LOOKED_AT = 20  # values of a column
 MAX_PATH = 1000  # characters; longer strings are texts
 Placed = tuple[pa.Table, tuple[str, ...]]  # with sentences for the user
@@ -89,9 +92,10 @@ class NamedFiles:
         As in competitions whose `labels.csv` has `id,breed` beside `train/ID.jpg`. Of equal names, the image in a
         folder of the table's split is meant, else one that is in no folder of another split than `train`.
         """
-        names = [
-            name for name in table.column_names if name.lower() in IDS and is_string(table.schema.field(name).type)
-        ]
+        strings = [field.name for field in table.schema if is_string(field.type)]
+        others = [name for name in strings if _ID.fullmatch(name) and name.lower() not in IDS]
+        names = [name for name in strings if name.lower() in IDS]
+        names += [name for name in others if pc.count_distinct(table.column(name)).as_py() > len(table) / 2]
         if not names or not self._paths or any(_paths(table.column(name)) for name in table.column_names):
             return table, ()
         for name in names:
