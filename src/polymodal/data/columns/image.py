@@ -20,7 +20,10 @@ from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Image, Video
 from polymodal.modalities.image import to_square
+from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
+from polymodal.modalities.text import Caption
 from polymodal.modalities.video import Clip
+from polymodal.rng import ExampleRNG
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,25 @@ class ImageColumn(BaseColumn):
     def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Normalize values on the scale 0-1 to mean 0 and standard deviation 1 over the training images."""
         return normalize_pixels(pixels, self.mean, self.std)
+
+    def augmented(
+        self,
+        images: list[Any],
+        augmentation: ImageAugmentation,
+        example_rng: ExampleRNG,
+        captions: Sequence[list[Caption]] | None = None,
+        rate: float = 1.0,
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """Augment images for training, and normalize them.
+
+        captions: of each image, which a flip must not contradict ("left", "right"). rate: fraction of the images that
+        are augmented.
+        """
+        plain = self.pixels(images)
+        pixels = augment(plain, augmentation, example_rng, None if captions is None else may_flip(captions))
+        if rate < 1:
+            pixels = torch.where((example_rng.uniform() < 1 - rate)[:, None, None, None], plain, pixels)
+        return self.normalize(pixels)
 
     def shown(self, normalized: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Undo `normalize`: values on the scale 0-1, to plot."""

@@ -32,7 +32,7 @@ from polymodal.objectives.mutual_information import jensen_shannon_loss
 from polymodal.objectives.variational import kl_divergence, kl_weight, multinomial_nll
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import ADAM, OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe, around
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Example, Paper
 
 paper = Paper(
@@ -185,10 +185,7 @@ class Recipe(TrainingRecipe):
         "base": {"batch_size": 512},
     }
     """Embeddings of the defaults are those of the paper."""
-
-    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
-        """Return learning rates and values of the temperature around the recipe's own."""
-        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.5, 2)}
 
     def columns(self) -> Declared:
         return {"history": HistoryColumn()}

@@ -39,7 +39,7 @@ from polymodal.objectives.masked_modeling import masked_table_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe, around
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -200,15 +200,12 @@ class Recipe(TrainingRecipe):
         "small": {"embed_dim": 128},
         "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
     }
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.5, 2)}
 
     def stages(self) -> tuple[Stage, ...]:
         finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)
         finetuning = replace(finetuning, batch="labelled_batch", losses="classification_losses")
         return Stage("pre-training", 1 - self.finetune_fraction), finetuning
-
-    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
-        """Return learning rates and values of the temperature around the recipe's own."""
-        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
 
     def columns(self) -> Declared:
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
