@@ -6,6 +6,11 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from polymodal.modalities.text import Caption
 
 
 def pool_of(text: str, fractions: Sequence[float]) -> int:
@@ -15,3 +20,9 @@ def pool_of(text: str, fractions: Sequence[float]) -> int:
     """
     place = zlib.crc32(text.encode()) / 2**32 * sum(fractions)
     return min(int(np.searchsorted(np.cumsum(fractions), place, side="right")), len(fractions) - 1)
+
+
+def in_first_pool(captions: Sequence[list[Caption]], fraction: float) -> Bool[Tensor, " batch"]:
+    """Return True for a fraction of the examples, chosen by their captions; False for those without any."""
+    texts = ["\n".join(caption.text for caption in some) for some in captions]
+    return torch.tensor([bool(text) and pool_of(text, (fraction, 1 - fraction)) == 0 for text in texts])

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.native_image import NativeImageColumn
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.pretrained import read_configuration
 from polymodal.encoders.pretrained_image import image_mean_std
@@ -61,6 +63,13 @@ class PrefixImageEncoderConfig:
     @property
     def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         return (self.image_mean, self.image_std) if self.image_mean and self.image_std else None
+
+    def column(self, max_patches: int) -> ImageColumn | NativeImageColumn:
+        """Return the column of images: of patches at native resolution, at most so many, with sine-cosine positions."""
+        colors = self.image_mean_std or ((), ())
+        if self.pos_embed == "sine":
+            return NativeImageColumn(self.patch_size, max_patches, *colors)
+        return ImageColumn(self.image_size, *colors)
 
     @classmethod
     def read(cls, name: str) -> PrefixImageEncoderConfig:

@@ -29,17 +29,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.native_image import NativeImageColumn, native_areas
+from polymodal.data.columns.native_image import native_areas
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.pools import pool_of
+from polymodal.data.pools import in_first_pool
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.encoders.prefix_image import Images, PrefixImageEncoderConfig, patches_of
 from polymodal.encoders.swiglu_text import SwiGLUTextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT
 from polymodal.modalities.image import PatchedImages
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import END, Tokens
 from polymodal.models.dual_encoder import DualEncoderConfig
 from polymodal.models.locked_image_tuning import AttentionPoolHead, ContrastiveEncoder
@@ -63,20 +62,18 @@ paper = Paper(
 )
 
 
-class AIMv2Batch(TypedDict):
-    """prefix: number of first patches with bidirectional attention. captioned: whether the caption is predicted."""
-
-    image: Float[Tensor, "batch 3 size size"] | PatchedImages
-    prefix: Int[Tensor, " batch"]
-    text: Tokens
-    captioned: Bool[Tensor, " batch"]
-
-
 class LiTBatch(TypedDict):
     """Pairs of an image and a caption."""
 
     image: Float[Tensor, "batch 3 size size"] | PatchedImages
     text: Tokens
+
+
+class AIMv2Batch(LiTBatch):
+    """prefix: number of first patches with bidirectional attention. captioned: whether the caption is predicted."""
+
+    prefix: Int[Tensor, " batch"]
+    captioned: Bool[Tensor, " batch"]
 
 
 class AIMv2(ImageWriter):
@@ -172,13 +169,7 @@ class Recipe(TrainingRecipe):
         )
 
     def columns(self) -> Declared:
-        colors = self.image.image_mean_std or ((), ())
-        image = (
-            NativeImageColumn(self.image.patch_size, 2 ** self.native_area[1], *colors)
-            if self.image.pos_embed == "sine"
-            else ImageColumn(self.image.image_size, *colors)
-        )
-        text = Sparse(TextColumn(self.text))
+        image, text = self.image.column(2 ** self.native_area[1]), Sparse(TextColumn(self.text))
         return {"image": image, "text": text, "answer": SharedColumn("text"), "question": SharedColumn("text")}
 
     def build(self, processor: Processor) -> AIMv2LiT | AIMv2 | ContrastiveEncoder:
@@ -197,16 +188,13 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> AIMv2Batch:
         """Augmented images, lengths of prefixes, and a caption of each where there is one."""
+        captions = [example.get("text", []) for example in examples]
         images = self._images(examples, processor, example_rng)
         patches = patches_of(images, self.image.patch_size).lengths
         sampled = 1 + (example_rng.uniform() * (patches - 1)).long()  # uniform in 1 .. I - 1
         prefix = {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[self.attention]
-        fractions = (self.caption_fraction, 1 - self.caption_fraction)
-        captions = [example.get("text", []) for example in examples]
-        every = ["\n".join(caption.text for caption in some) for some in captions]
-        captioned = torch.tensor([bool(text) and pool_of(text, fractions) == 0 for text in every])
-        each = zip(captions, example_rng.generators, strict=True)
-        texts = processor.text([processor.text.sample_caption(some, rng) if some else "" for some, rng in each])
+        captioned = in_first_pool(captions, self.caption_fraction)
+        texts = processor.text(processor.text.sample_captions(captions, example_rng))
         return {"image": images, "prefix": prefix, "text": texts, "captioned": captioned}
 
     def lit_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LiTBatch:
@@ -214,17 +202,15 @@ class Recipe(TrainingRecipe):
         if not all("text" in example for example in examples):
             raise UserError("LiT reads pairs, and an image has no caption: leave such out, or set --lit-fraction 0.")
         images = self._images(examples, processor, example_rng)
-        each = zip(examples, example_rng.generators, strict=True)
-        texts = [processor.text.sample_caption(example["text"], rng) for example, rng in each]
+        texts = processor.text.sample_captions([example["text"] for example in examples], example_rng)
         return {"image": images, "text": processor.text(texts)}
 
     def _images(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Images:
         images = [example["image"] for example in examples]
         if self.image.pos_embed == "sine":
             return processor.image.scaled(images, native_areas(example_rng.uniform(), *self.native_area))
-        flips = may_flip([example.get("text", []) for example in examples])
-        pixels = augment(processor.image.pixels(images), self.augmentation, example_rng, flips)
-        return processor.image.normalize(pixels)
+        captions = [example.get("text", []) for example in examples]
+        return processor.image.augmented(images, self.augmentation, example_rng, captions)
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -6,19 +6,17 @@ pairs with hard negatives, and reconstructs masked cells from the image and the 
 cells have the same token, so that fine-tuned models degrade little when cells are missing (section 3 of the paper).
 
 Terms: ITC = losses.itc, ITM = losses.itm, MTR (masked tabular reconstruction) = losses.mtr, tabular encoder =
-TIP.encode_table, ensemble of linear heads = TIPClassifier.classify.
+TIP.encode_table, ensemble of linear heads = models.feature_classifier.FeatureClassifier.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
@@ -31,8 +29,9 @@ from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.layers.masked_table_head import MaskedTableHead
 from polymodal.layers.projection_head import ProjectionHead
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
-from polymodal.modalities.table import TableRows, drop_values, replace_cells, sample_columns
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation
+from polymodal.modalities.table import TableRows, drop_values_at_random_rate, sample_columns
+from polymodal.models.feature_classifier import FeatureClassifier
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_table_loss
@@ -79,10 +78,8 @@ class TIP(nn.Module):
         self.recipe = recipe
         self.image_encoder = recipe.image.build()
         self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), table.levels)
-        # Linear, ReLU, linear, with biases: the SimCLR head of the released environment (lightly 1.2.22).
-        head = partial(ProjectionHead, norm=None, bias=True, normalize=True)
-        self.image_projection = head([image_width, image_width, recipe.embed_dim])
-        self.table_projection = head([width, width, recipe.embed_dim])
+        self.image_projection = ProjectionHead.without_norm(image_width, recipe.embed_dim)
+        self.table_projection = ProjectionHead.without_norm(width, recipe.embed_dim)
         self.image_proj = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width))
         self.multimodal_encoder = CrossAttentionTransformer(width, recipe.fusion_depth, recipe.table.num_heads)
         self.itm_head = nn.Linear(width, 2)
@@ -147,23 +144,13 @@ class TIP(nn.Module):
         return embeddings
 
 
-class TIPClassifier(TIP):
+class TIPClassifier(TIP, FeatureClassifier):
     """TIP with a linear head on each feature; fine-tuning trains all weights (section 3.4)."""
 
     def __init__(self, recipe: Recipe, table: TableColumn, classes: int):
         super().__init__(recipe, table)
-        widths: dict[str, int] = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
-        names: tuple[str, ...] = recipe.classifier_features
-        self.classifiers = nn.ModuleDict({name: nn.Linear(widths[name], classes) for name in names})
-
-    def classification_losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the label."""
-        return {"classification": F.cross_entropy(self.classify(batch), batch["label"])}
-
-    def classify(self, batch: ImageTableBatch) -> Float[Tensor, "batch classes"]:
-        """Return the mean of the heads' logits."""
-        features = self.features(batch)
-        return torch.stack([head(features[name]) for name, head in self.classifiers.items()]).mean(0)
+        widths = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
+        self.add_classifiers({name: widths[name] for name in recipe.classifier_features}, classes)
 
 
 @dataclass(frozen=True)
@@ -222,25 +209,20 @@ class Recipe(TrainingRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TablePairBatch:
         """Return an augmented image, the row, the row with resampled cells, and the cells to reconstruct."""
         table = processor.table([example["table"] for example in examples])
-        columns = table.missing.shape[1]
-        resampled = sample_columns(table, int(self.corruption_rate * columns), example_rng)
-        corrupted = replace_cells(table, resampled, processor.table.random_rows(example_rng))
-        masked = sample_columns(table, round(self.mask_ratio * columns), example_rng)
+        corrupted = processor.table.corrupted(table, self.corruption_rate, example_rng)
+        masked = sample_columns(table, round(self.mask_ratio * table.missing.shape[1]), example_rng)
         image = self._augmented(examples, processor, example_rng)
         return {"image": image, "table": table, "corrupted": corrupted, "masked_cells": masked}
 
     def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelledBatch:
         """Return an augmented image, a row with missing cells, and the label."""
         batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
-        rates = torch.tensor(self.finetune_missing_rates)
-        table = drop_values(batch["table"], rates[(example_rng.uniform() * len(rates)).long()], example_rng)
+        table = drop_values_at_random_rate(batch["table"], self.finetune_missing_rates, example_rng)
         return {"image": self._augmented(examples, processor, example_rng), "table": table, "label": batch["label"]}
 
     def _augmented(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
-        plain = processor.image.pixels([example["image"] for example in examples])
-        augmented = augment(plain, self.augmentation, example_rng)
-        unchanged = example_rng.uniform() < 1 - self.augmentation_rate
-        return processor.image.normalize(torch.where(unchanged[:, None, None, None], plain, augmented))
+        images = [example["image"] for example in examples]
+        return processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
 
     @classmethod
     def tiny(cls) -> Recipe:
