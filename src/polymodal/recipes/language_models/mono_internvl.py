@@ -26,17 +26,18 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, MESSAGES, Turn
 from polymodal.data.instructions import (
-    TASKS,
-    caption_turns,
+    any_task_turns,
     choice,
     exchanged,
+    instruction_turns,
     longest_caption,
-    ocr_turn,
-    question_turns,
+    task_conversation,
+    text_turns,
 )
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.encoders.presets import INTERNLM2_1_8B
 from polymodal.modalities import Conversations, Image, Questions, Text
 from polymodal.modalities.conversation import without_images
 from polymodal.recipes.language_models._base import MonolithRecipe
@@ -141,17 +142,14 @@ class Recipe(MonolithRecipe):
     def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Texts without images: conversations, or what there is about an example in any order, then questions that it
         answers."""
-        form, said = processor.conversation, []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            if MESSAGES in example:
-                said.append(form.dialogue(without_images(example[MESSAGES])))
-                continue
-            captions = example.get("text", [])
-            turns = [Turn(captions[number].text) for number in rng.permutation(len(captions))]
-            if "questions" in example:
-                turns += question_turns(example, rng, self.max_turns, self.cot_fraction)
-            said.append(form.sequence(None, turns))
-        return {"sequences": form.pack(said)}
+        form = processor.conversation
+        rows = [
+            form.dialogue(without_images(example[MESSAGES]))
+            if MESSAGES in example
+            else form.sequence(None, text_turns(example, rng, self.max_turns, self.cot_fraction))
+            for example, rng in zip(examples, example_rng.generators, strict=True)
+        ]
+        return {"sequences": form.pack(rows)}
 
     def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
@@ -200,24 +198,14 @@ class Recipe(MonolithRecipe):
         """An image, and what is said of it in this stage."""
         image = example[IMAGE]
         if "text" not in example:
-            tasks = [ask for name, ask in TASKS.items() if name in example]
-            return image, choice(tasks, rng)(example, rng, self.max_turns) if tasks else []
+            return image, any_task_turns(example, rng, self.max_turns)
         if stage == CONCEPTS:
             return image, [Turn(choice(example["text"], rng).text)]
         if stage == SEMANTICS:
             return image, [Turn(longest_caption(example))]
         if stage == INSTRUCTIONS:
-            if "questions" in example and rng.random() < 0.75:
-                return image, question_turns(example, rng, self.max_turns, self.cot_fraction)
-            return image, caption_turns(example, rng, self.max_turns)
-        tasks = [ask for name, ask in TASKS.items() if name in example]
-        number = int(rng.integers(len(tasks) + 1))
-        if number < len(tasks):
-            return image, tasks[number](example, rng, self.max_turns)
-        if (rendered := ocr_turn(example, rng)) is None:
-            return image, choice(tasks, rng)(example, rng, self.max_turns)
-        page, words = rendered
-        return page, [Turn(words, "What is written there?")]
+            return image, instruction_turns(example, rng, self.max_turns, self.cot_fraction)
+        return task_conversation(example, rng, self.max_turns)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -237,18 +225,7 @@ class Recipe(MonolithRecipe):
     def paper(cls) -> Recipe:
         """InternLM2-1.8B with visual experts (section 4.1; released model configuration)."""
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=92_553,
-                context_length=8192,
-                width=2048,
-                depth=24,
-                num_heads=16,
-                num_kv_heads=8,
-                mlp_dim=8192,
-                rope_theta=1e6,
-                norm_eps=1e-5,
-                tie_word_embeddings=False,
-            ),
+            language_model=replace(INTERNLM2_1_8B, vocab_size=92_553, context_length=8192),
             tile_size=448,
             patch_size=14,
             patch_embed_dim=1024,
