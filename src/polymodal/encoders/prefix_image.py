@@ -28,8 +28,10 @@ from polymodal.layers.swiglu_transformer import NORM_EPS, SwiGLUTransformer, Unp
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.image import PatchedImages, check_tiles, patchify
 from polymodal.modalities.padding import Padded
+from polymodal.rng import ExampleRNG
 
 Images = Float[Tensor, "batch 3 size size"] | PatchedImages
+PrefixAttention = Literal["prefix", "bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,17 @@ def patches_of(image: Images, patch_size: int) -> Padded:
         return Padded(image.values, image.lengths)
     values = patchify(image, patch_size)
     return Padded(values, values.new_full((len(values),), values.shape[1], dtype=torch.long))
+
+
+def sample_prefix(
+    patches: Int[Tensor, " batch"], attention: PrefixAttention, example_rng: ExampleRNG
+) -> Int[Tensor, " batch"]:
+    """Return the numbers of first patches that attend to each other: at random from 1 to all but one, all, or one.
+
+    patches: number of patches of each image (AIMv2, section 3.1).
+    """
+    sampled = 1 + (example_rng.uniform() * (patches - 1)).long()
+    return {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[attention]
 
 
 def sine_positions(

@@ -112,7 +112,7 @@ def semantic_matching_loss(
     text: Float[Tensor, "batch dim"],
     image_entities: Float[Tensor, "batch entities"],
     text_entities: Float[Tensor, "batch entities"],
-    logit_scale: Float[Tensor, ""] | float,
+    logit_scale: Float[Tensor, ""],
     target_scale: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return the semantic matching loss of MedCLIP: `soft_target_contrastive` with `entity_targets` of both directions.

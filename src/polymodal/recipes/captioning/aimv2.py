@@ -23,7 +23,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,7 +32,7 @@ from polymodal.data.columns.native_image import native_areas
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.pools import in_first_pool
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.encoders.prefix_image import Images, PrefixImageEncoderConfig, patches_of
+from polymodal.encoders.prefix_image import Images, PrefixAttention, PrefixImageEncoderConfig, patches_of, sample_prefix
 from polymodal.encoders.swiglu_text import SwiGLUTextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT
@@ -137,7 +136,7 @@ class Recipe(TrainingRecipe):
     """Weight of the caption loss; 0: patches alone, as in AIM."""
     norm_pix_loss: bool = True
     """Normalize target patches by their own mean and variance (MAE)."""
-    attention: Literal["prefix", "bidirectional", "causal"] = "prefix"
+    attention: PrefixAttention = "prefix"
     """Encoder attention in pre-training: prefixes of random length, all patches (none is predicted), or one patch."""
     caption_fraction: UnitInterval = 1.0
     """Fraction of the images whose captions are predicted; of the others, and of those without, patches alone are."""
@@ -190,9 +189,7 @@ class Recipe(TrainingRecipe):
         """Augmented images, lengths of prefixes, and a caption of each where there is one."""
         captions = [example.get("text", []) for example in examples]
         images = self._images(examples, processor, example_rng)
-        patches = patches_of(images, self.image.patch_size).lengths
-        sampled = 1 + (example_rng.uniform() * (patches - 1)).long()  # uniform in 1 .. I - 1
-        prefix = {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[self.attention]
+        prefix = sample_prefix(patches_of(images, self.image.patch_size).lengths, self.attention, example_rng)
         captioned = in_first_pool(captions, self.caption_fraction)
         texts = processor.text(processor.text.sample_captions(captions, example_rng))
         return {"image": images, "prefix": prefix, "text": texts, "captioned": captioned}
@@ -227,7 +224,10 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """AIMv2-L at 224 pixels (table 1, appendix A): 1.5 million steps; LiT after 3 of 15 billion samples."""
+        """AIMv2-L at 224 pixels (table 1, appendix A): 1.5 million steps; LiT after 3 of 15 billion samples.
+
+        Learning rate, its minimum and betas are those of the defaults.
+        """
         return cls(
             image=PrefixImageEncoderConfig(224, 14, width=1024, depth=24, num_heads=8, mlp_dim=2816),
             decoder=MultimodalDecoderConfig(width=1024, depth=12, num_heads=8, mlp_dim=2816),
@@ -238,11 +238,5 @@ class Recipe(TrainingRecipe):
             native_area=(7, 12),
             lit_fraction=0.2,
             batch_size=8192,
-            optimizer=OptimizerConfig(
-                learning_rate=1e-3,
-                weight_decay=0.1,
-                betas=(0.9, 0.95),
-                min_lr_ratio=0.01,
-                warmup_ratio=12_500 / 1_500_000,
-            ),
+            optimizer=dataclasses.replace(cls.optimizer, weight_decay=0.1, warmup_ratio=12_500 / 1_500_000),
         )

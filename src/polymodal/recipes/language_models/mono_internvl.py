@@ -105,8 +105,8 @@ class Recipe(MonolithRecipe):
         if not self.freeze_llm:
             visual = tasks = ("*",)
         language, *evip, instructions = self.stage_fractions
-        text_corpus = partial(_opened, self.text_corpus) if self.text_corpus else None
-        concept_corpus = partial(_opened, self.concept_corpus) if self.concept_corpus else None
+        named = (self.text_corpus, self.concept_corpus)
+        text_corpus, concept_corpus = (partial(_opened, name) if name else None for name in named)
         stages = [
             Stage("concepts", evip[0], visual, corpus=concept_corpus, batch="concept_batch"),
             Stage("semantics", evip[1], visual, batch="semantic_batch"),
@@ -180,11 +180,9 @@ class Recipe(MonolithRecipe):
         each = enumerate(zip(stages, examples, example_rng.generators, strict=True))
         said = {n: self._conversation(*one) for n, one in each if MESSAGES not in examples[n]}
         concepts = [n for n in said if stages[n] == CONCEPTS and "text" in examples[n]]
-        if concepts:
-            wrong = (example_rng.uniform() < self.caption_noise).tolist()
-            captions = exchanged([said[number][1][0].answer for number in concepts], [wrong[n] for n in concepts])
-            for number, caption in zip(concepts, captions, strict=True):
-                said[number] = (said[number][0], [Turn(caption)])
+        wrong = (example_rng.uniform() < self.caption_noise).tolist()
+        captions = exchanged([said[n][1][0].answer for n in concepts], [wrong[n] for n in concepts])
+        said |= {n: (said[n][0], [Turn(caption)]) for n, caption in zip(concepts, captions, strict=True)}
         form = processor.conversation
         rows = [
             form.sequence(*said[number], self.max_tiles[stage])

@@ -37,7 +37,7 @@ from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_table_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
-from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.optimizer import ADAM
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
@@ -70,21 +70,19 @@ class LabelledBatch(ImageTableBatch):
 class TIP(nn.Module):
     """Image encoder, tabular encoder, and a multimodal encoder in which the table's tokens attend to the image."""
 
-    modes: Tensor
-
     def __init__(self, recipe: Recipe, table: TableColumn):
         super().__init__()
         width, image_width = recipe.table.width, recipe.image.width
         self.recipe = recipe
         self.image_encoder = recipe.image.build()
-        self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), table.levels)
+        modes = table.modes if recipe.missing_strategy == "mean" else None
+        self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), table.levels, modes)
         self.image_projection = ProjectionHead.without_norm(image_width, recipe.embed_dim)
         self.table_projection = ProjectionHead.without_norm(width, recipe.embed_dim)
         self.image_proj = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width))
         self.multimodal_encoder = CrossAttentionTransformer(width, recipe.fusion_depth, recipe.table.num_heads)
         self.itm_head = nn.Linear(width, 2)
         self.cell_head = MaskedTableHead(width, table.levels)
-        self.register_buffer("modes", torch.tensor(table.modes, dtype=torch.long), persistent=False)
 
     def encode_image(
         self, image: Float[Tensor, "batch 3 size size"]
@@ -102,7 +100,7 @@ class TIP(nn.Module):
     def losses(self, batch: TablePairBatch) -> dict[str, Tensor]:
         """Return itc, itm and mtr, a third each (equation 4)."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.fill_missing(batch["corrupted"]))
+        tokens = self.encode_table(self.table_encoder.fill_missing(batch["corrupted"]))
         image, table = self.image_projection(pooled), self.table_projection(tokens[:, 0])
         similarity = image @ table.T / self.recipe.temperature
         losses = {"itc": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
@@ -112,27 +110,21 @@ class TIP(nn.Module):
         losses["itm"] = itm_loss(self.itm_head(fused[:, 0]), pairs)
         if self.recipe.use_mtr:
             masked = self.encode_table(batch["table"].mask(batch["masked_cells"]))
-            numbers, logits = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
-            truth = batch["table"], self.cell_head.offsets, batch["masked_cells"]
-            losses["mtr"] = masked_table_loss(numbers, logits, *truth)
+            cells = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
+            losses["mtr"] = masked_table_loss(*cells, batch["table"], self.cell_head.offsets, batch["masked_cells"])
         return {name: loss / len(losses) for name, loss in losses.items()}
-
-    def fill_missing(self, rows: TableRows) -> TableRows:
-        """Leave missing cells to the missing token, or fill them with the column's mean or mode."""
-        return rows if self.recipe.missing_strategy == "token" else rows.filled(self.modes)
 
     def features(self, batch: ImageTableBatch) -> dict[str, Tensor]:
         """Return the pooled image, the CLS token of the table encoder, and that of the multimodal encoder."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.fill_missing(batch["table"]))
+        tokens = self.encode_table(self.table_encoder.fill_missing(batch["table"]))
         features = {"image": pooled, "table": tokens[:, 0], "joint": self.multimodal_encoder(tokens, patches)[:, 0]}
         return {name: features[name] for name in self.recipe.classifier_features}
 
     def impute(self, batch: ImageTableBatch) -> tuple[Float[Tensor, "batch numeric"], list[Tensor]]:
         """Return numbers for all cells, and logits of each categorical column's own values."""
-        tokens = self.encode_table(self.fill_missing(batch["table"]))
-        numbers, logits = self.cell_head(self.multimodal_encoder(tokens, self.encode_image(batch["image"])[0])[:, 1:])
-        return numbers, self.cell_head.by_column(logits)
+        tokens = self.encode_table(self.table_encoder.fill_missing(batch["table"]))
+        return self.cell_head.impute(self.multimodal_encoder(tokens, self.encode_image(batch["image"])[0])[:, 1:])
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Return L2-normalized embeddings of the modalities in the batch."""
@@ -140,7 +132,8 @@ class TIP(nn.Module):
         if "image" in batch:
             embeddings["image"] = self.image_projection(self.image_encoder.pooled(batch["image"]))
         if "table" in batch:
-            embeddings["table"] = self.table_projection(self.table_encoder.pooled(self.fill_missing(batch["table"])))
+            rows = self.table_encoder.fill_missing(batch["table"])
+            embeddings["table"] = self.table_projection(self.table_encoder.pooled(rows))
         return embeddings
 
 
@@ -190,9 +183,9 @@ class Recipe(TrainingRecipe):
     tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.5, 2)}
 
     def stages(self) -> tuple[Stage, ...]:
-        finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)
-        finetuning = replace(finetuning, batch="labelled_batch", losses="classification_losses")
-        return Stage("pre-training", 1 - self.finetune_fraction), finetuning
+        tuned: dict[str, Any] = {"batch": "labelled_batch", "losses": "classification_losses"}
+        last = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale, **tuned)
+        return Stage("pre-training", 1 - self.finetune_fraction), last
 
     def columns(self) -> Declared:
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
@@ -208,21 +201,19 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TablePairBatch:
         """Return an augmented image, the row, the row with resampled cells, and the cells to reconstruct."""
-        table = processor.table([example["table"] for example in examples])
+        images, rows = ([example[name] for example in examples] for name in ("image", "table"))
+        table = processor.table(rows)
         corrupted = processor.table.corrupted(table, self.corruption_rate, example_rng)
         masked = sample_columns(table, round(self.mask_ratio * table.missing.shape[1]), example_rng)
-        image = self._augmented(examples, processor, example_rng)
+        image = processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
         return {"image": image, "table": table, "corrupted": corrupted, "masked_cells": masked}
 
     def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelledBatch:
         """Return an augmented image, a row with missing cells, and the label."""
-        batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
-        table = drop_values_at_random_rate(batch["table"], self.finetune_missing_rates, example_rng)
-        return {"image": self._augmented(examples, processor, example_rng), "table": table, "label": batch["label"]}
-
-    def _augmented(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
-        images = [example["image"] for example in examples]
-        return processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
+        images, rows, labels = ([example[name] for example in examples] for name in ("image", "table", "label"))
+        table = drop_values_at_random_rate(processor.table(rows), self.finetune_missing_rates, example_rng)
+        image = processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
+        return {"image": image, "table": table, "label": processor.label(labels)}
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -245,8 +236,6 @@ class Recipe(TrainingRecipe):
             embed_dim=128,
             batch_size=256,
             finetune_lr_scale=1 / 3,  # 1e-4
-            optimizer=OptimizerConfig(
-                3e-4, weight_decay=1.5e-6, betas=(0.9, 0.999), eps=1e-8, warmup_ratio=0.02, max_grad_norm=0.0
-            ),
+            optimizer=replace(ADAM, learning_rate=3e-4, weight_decay=1.5e-6, lr_scheduler="cosine", warmup_ratio=0.02),
             augmentation=STRONG,
         )
