@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns.native_image import native_areas
+from polymodal.data.columns.native_image import training_images
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.pools import in_first_pool
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.encoders.prefix_image import Images, PrefixAttention, PrefixImageEncoderConfig, patches_of, sample_prefix
+from polymodal.encoders.prefix_image import PrefixAttention, PrefixImageEncoderConfig, patches_of, sample_prefix
 from polymodal.encoders.swiglu_text import SwiGLUTextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT
@@ -188,7 +188,7 @@ class Recipe(TrainingRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> AIMv2Batch:
         """Augmented images, lengths of prefixes, and a caption of each where there is one."""
         captions = [example.get("text", []) for example in examples]
-        images = self._images(examples, processor, example_rng)
+        images = training_images(processor.image, examples, self.augmentation, self.native_area, example_rng)
         prefix = sample_prefix(patches_of(images, self.image.patch_size).lengths, self.attention, example_rng)
         captioned = in_first_pool(captions, self.caption_fraction)
         texts = processor.text(processor.text.sample_captions(captions, example_rng))
@@ -198,16 +198,9 @@ class Recipe(TrainingRecipe):
         """Augmented images and a caption of each."""
         if not all("text" in example for example in examples):
             raise UserError("LiT reads pairs, and an image has no caption: leave such out, or set --lit-fraction 0.")
-        images = self._images(examples, processor, example_rng)
+        images = training_images(processor.image, examples, self.augmentation, self.native_area, example_rng)
         texts = processor.text.sample_captions([example["text"] for example in examples], example_rng)
         return {"image": images, "text": processor.text(texts)}
-
-    def _images(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Images:
-        images = [example["image"] for example in examples]
-        if self.image.pos_embed == "sine":
-            return processor.image.scaled(images, native_areas(example_rng.uniform(), *self.native_area))
-        captions = [example.get("text", []) for example in examples]
-        return processor.image.augmented(images, self.augmentation, example_rng, captions)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -224,10 +217,7 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """AIMv2-L at 224 pixels (table 1, appendix A): 1.5 million steps; LiT after 3 of 15 billion samples.
-
-        Learning rate, its minimum and betas are those of the defaults.
-        """
+        """AIMv2-L at 224 pixels (table 1, appendix A): 1.5 million steps; LiT after 3 of 15 billion samples."""
         return cls(
             image=PrefixImageEncoderConfig(224, 14, width=1024, depth=24, num_heads=8, mlp_dim=2816),
             decoder=MultimodalDecoderConfig(width=1024, depth=12, num_heads=8, mlp_dim=2816),
@@ -238,5 +228,6 @@ class Recipe(TrainingRecipe):
             native_area=(7, 12),
             lit_fraction=0.2,
             batch_size=8192,
+            # Learning rate 1e-3, its minimum 1e-5, and betas 0.9 and 0.95 are the defaults.
             optimizer=dataclasses.replace(cls.optimizer, weight_decay=0.1, warmup_ratio=12_500 / 1_500_000),
         )

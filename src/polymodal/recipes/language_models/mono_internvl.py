@@ -25,6 +25,7 @@ from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, MESSAGES, Turn
+from polymodal.data.conversation_batches import image_conversations, text_conversations
 from polymodal.data.instructions import (
     any_task_turns,
     choice,
@@ -32,14 +33,12 @@ from polymodal.data.instructions import (
     instruction_turns,
     longest_caption,
     task_conversation,
-    text_turns,
 )
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.presets import INTERNLM2_1_8B
 from polymodal.modalities import Conversations, Image, Questions, Text
-from polymodal.modalities.conversation import without_images
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -142,14 +141,7 @@ class Recipe(MonolithRecipe):
     def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Texts without images: conversations, or what there is about an example in any order, then questions that it
         answers."""
-        form = processor.conversation
-        rows = [
-            form.dialogue(without_images(example[MESSAGES]))
-            if MESSAGES in example
-            else form.sequence(None, text_turns(example, rng, self.max_turns, self.cot_fraction))
-            for example, rng in zip(examples, example_rng.generators, strict=True)
-        ]
-        return {"sequences": form.pack(rows)}
+        return text_conversations(examples, processor, self.max_turns, self.cot_fraction, example_rng)
 
     def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
@@ -183,14 +175,7 @@ class Recipe(MonolithRecipe):
         wrong = (example_rng.uniform() < self.caption_noise).tolist()
         captions = exchanged([said[n][1][0].answer for n in concepts], [wrong[n] for n in concepts])
         said |= {n: (said[n][0], [Turn(caption)]) for n, caption in zip(concepts, captions, strict=True)}
-        form = processor.conversation
-        rows = [
-            form.sequence(*said[number], self.max_tiles[stage])
-            if number in said
-            else form.dialogue(examples[number][MESSAGES], self.max_tiles[stage])
-            for number, stage in enumerate(stages)
-        ]
-        return {"sequences": form.pack(rows)}
+        return image_conversations(examples, processor, said, [self.max_tiles[stage] for stage in stages])
 
     def _conversation(self, stage: int, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, list[Turn]]:
         """An image, and what is said of it in this stage."""

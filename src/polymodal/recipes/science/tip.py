@@ -91,16 +91,16 @@ class TIP(nn.Module):
         patches, pooled = self.image_encoder(image)
         return self.image_proj(patches), pooled
 
-    def encode_table(self, rows: TableRows) -> Float[Tensor, "batch cells width"]:
+    def encode_table(self, rows: TableRows, fill: bool = True) -> Float[Tensor, "batch cells width"]:
         """Return the CLS token and one token per cell, numeric columns first, before they attend to the image."""
-        cells, pooled = self.table_encoder(rows)
+        cells, pooled = self.table_encoder(self.table_encoder.fill_missing(rows) if fill else rows)
         return torch.cat([pooled[:, None], cells], dim=1)
 
     @whole_batch
     def losses(self, batch: TablePairBatch) -> dict[str, Tensor]:
         """Return itc, itm and mtr, a third each (equation 4)."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.table_encoder.fill_missing(batch["corrupted"]))
+        tokens = self.encode_table(batch["corrupted"])
         image, table = self.image_projection(pooled), self.table_projection(tokens[:, 0])
         similarity = image @ table.T / self.recipe.temperature
         losses = {"itc": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
@@ -109,7 +109,7 @@ class TIP(nn.Module):
         fused = self.multimodal_encoder(tokens[pairs.text], patches[pairs.image])
         losses["itm"] = itm_loss(self.itm_head(fused[:, 0]), pairs)
         if self.recipe.use_mtr:
-            masked = self.encode_table(batch["table"].mask(batch["masked_cells"]))
+            masked = self.encode_table(batch["table"].mask(batch["masked_cells"]), fill=False)
             cells = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
             losses["mtr"] = masked_table_loss(*cells, batch["table"], self.cell_head.offsets, batch["masked_cells"])
         return {name: loss / len(losses) for name, loss in losses.items()}
@@ -117,13 +117,13 @@ class TIP(nn.Module):
     def features(self, batch: ImageTableBatch) -> dict[str, Tensor]:
         """Return the pooled image, the CLS token of the table encoder, and that of the multimodal encoder."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.table_encoder.fill_missing(batch["table"]))
+        tokens = self.encode_table(batch["table"])
         features = {"image": pooled, "table": tokens[:, 0], "joint": self.multimodal_encoder(tokens, patches)[:, 0]}
         return {name: features[name] for name in self.recipe.classifier_features}
 
     def impute(self, batch: ImageTableBatch) -> tuple[Float[Tensor, "batch numeric"], list[Tensor]]:
         """Return numbers for all cells, and logits of each categorical column's own values."""
-        tokens = self.encode_table(self.table_encoder.fill_missing(batch["table"]))
+        tokens = self.encode_table(batch["table"])
         return self.cell_head.impute(self.multimodal_encoder(tokens, self.encode_image(batch["image"])[0])[:, 1:])
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
@@ -132,8 +132,7 @@ class TIP(nn.Module):
         if "image" in batch:
             embeddings["image"] = self.image_projection(self.image_encoder.pooled(batch["image"]))
         if "table" in batch:
-            rows = self.table_encoder.fill_missing(batch["table"])
-            embeddings["table"] = self.table_projection(self.table_encoder.pooled(rows))
+            embeddings["table"] = self.table_projection(self.encode_table(batch["table"])[:, 0])
         return embeddings
 
 
