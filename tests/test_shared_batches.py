@@ -44,9 +44,11 @@ def test_no_flip_contradicts_a_caption() -> None:
 def test_a_caption_of_each_example_is_sampled_or_the_empty_text() -> None:
     column = TextColumn(LearnedTokenizer(300, 24))
     captions = [[Caption("one", "en"), Caption("two", "en")], [], [Caption("three", "en")]]
-    sampled = [column.sample_captions(captions, ExampleRNG.of(seed, 0, 3)) for seed in range(20)]
+    sampled = [column.sample_captions(captions, ExampleRNG.of(seed, 0, 3), optional=True) for seed in range(20)]
     assert {texts[0] for texts in sampled} == {"one", "two"}
     assert {tuple(texts[1:]) for texts in sampled} == {("", "three")}
+    with pytest.raises(UserError, match="a text of every example, and one has none"):
+        column.sample_captions(captions, ExampleRNG.of(0, 0, 3))
 
 
 def test_pools_hold_a_fraction_of_the_captions_and_no_image_without_any() -> None:

@@ -97,10 +97,15 @@ class TextColumn(TokenizedColumn):
         """Sample a caption, its language by `language_shares`."""
         return self.text.choose(captions, rng)
 
-    def sample_captions(self, captions: Sequence[list[Caption]], example_rng: ExampleRNG) -> list[str]:
-        """Sample a caption of each example; of one without captions, the empty text."""
+    def sample_captions(
+        self, captions: Sequence[list[Caption]], example_rng: ExampleRNG, optional: bool = False
+    ) -> list[str]:
+        """Sample a caption of each example.
+
+        optional: an example without captions has the empty text; without, UserError is raised for it.
+        """
         each = zip(captions, example_rng.generators, strict=True)
-        return [self.sample_caption(some, rng) if some else "" for some, rng in each]
+        return ["" if optional and not some else self.sample_caption(some, rng) for some, rng in each]
 
     def settings(self) -> dict[str, Any]:
         return {"language_shares": dict(self.text.language_shares)}

@@ -191,7 +191,7 @@ class Recipe(TrainingRecipe):
         images = training_images(processor.image, examples, self.augmentation, self.native_area, example_rng)
         prefix = sample_prefix(patches_of(images, self.image.patch_size).lengths, self.attention, example_rng)
         captioned = in_first_pool(captions, self.caption_fraction)
-        texts = processor.text(processor.text.sample_captions(captions, example_rng))
+        texts = processor.text(processor.text.sample_captions(captions, example_rng, optional=True))
         return {"image": images, "prefix": prefix, "text": texts, "captioned": captioned}
 
     def lit_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LiTBatch:
