@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
@@ -124,9 +123,7 @@ def any_task_turns(example: Example, rng: np.random.Generator, max_turns: int) -
     return choice(tasks, rng)(example, rng, max_turns) if tasks else []
 
 
-def task_conversation(
-    example: Example, rng: np.random.Generator, max_turns: int
-) -> tuple[Int[np.ndarray, "height width 3"], list[Turn]]:
+def task_conversation(example: Example, rng: np.random.Generator, max_turns: int) -> tuple[np.ndarray, list[Turn]]:
     """Any of the `TASKS`, or words of a caption to read from a page that is drawn, each as often, with its image."""
     tasks = [ask for name, ask in TASKS.items() if name in example]
     number = int(rng.integers(len(tasks) + 1))
