@@ -110,7 +110,7 @@ class TIP(nn.Module):
         losses["itm"] = itm_loss(self.itm_head(fused[:, 0]), pairs)
         if self.recipe.use_mtr:
             masked = self.encode_table(batch["table"].mask(batch["masked_cells"]), fill=False)
-            cells = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
+            cells: tuple[Tensor, Tensor] = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
             losses["mtr"] = masked_table_loss(*cells, batch["table"], self.cell_head.offsets, batch["masked_cells"])
         return {name: loss / len(losses) for name, loss in losses.items()}
 
