@@ -54,7 +54,8 @@ class Load:
     @property
     def expensive(self) -> dict[str, Any]:
         """As many texts, and as long ones, as a request may have."""
-        return {"text": [" ".join(self.texts)[:900] + str(number) for number in range(64)]}
+        long = " ".join(self.texts).encode("ascii", "ignore").decode()[:900]
+        return {"text": [f"{long}{number}" for number in range(64)]}
 
 
 def head_of(body: bytes, path: str = "/embed") -> bytes:
@@ -138,13 +139,18 @@ async def leaving_client(load: Load, seed: int, until: float) -> None:
 
 async def expensive_client(load: Load, until: float) -> None:
     """Ask for what is the most expensive within the limits."""
-    connection = await asyncio.open_connection("127.0.0.1", load.port)
-    body = json.dumps(load.expensive).encode()
+    body, connection = json.dumps(load.expensive).encode(), None
     while time.monotonic() < until:
-        status, answer, _ = await ask(connection, body)
+        if connection is None:
+            connection = await asyncio.open_connection("127.0.0.1", load.port)
+        status, answer, closing = await ask(connection, body)
         right = status in (429, 504) or (status == 200 and len(json.loads(answer)["text"]) == 64)
         load.counted[f"expensive, {status}" if right else f"EXPENSIVE, {status}"] += 1
-    connection[1].close()
+        if closing:
+            connection[1].close()
+            connection = None
+    if connection is not None:
+        connection[1].close()
 
 
 async def under_attack(load: Load, clients: int, seconds: float) -> None:

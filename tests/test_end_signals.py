@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,45 @@ def test_ignored_signals_stay_ignored_and_others_come_back():
     finally:
         signal.signal(signal.SIGHUP, before)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+RENDERING = """
+import time
+from polymodal import cli
+from polymodal.corpora.pages import browser
+
+def rendering(arguments):
+    "render"
+    with browser():
+        print("rendering", flush=True)
+        time.sleep(60)
+
+cli.COMMANDS["rendering"] = rendering
+cli.main()
+"""
+
+
+def lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no browser")
+def test_no_browser_stays_behind(tmp_path):
+    pytest.importorskip("selenium")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", RENDERING, "rendering"]
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    assert process.stdout.readline() == "rendering\n", process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    ends = time.monotonic() + 20
+    while lives(process.pid):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
