@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import shutil
@@ -10,12 +11,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
 SPECIAL = "it is a pipe, a socket or a device, and no file"
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file to read its bytes. Raises OSError for pipes, sockets and devices, of which reading may never end."""
     return open(path, "rb", opener=_regular)
 
