@@ -1,0 +1,132 @@
+"""Image-text pairs whose concepts, languages and vendors have long tails, as on the web: for studies of data scale.
+
+A pair is a vendor's image of an emoji with its name, or some of its keywords, in one language. 400 emoji follow a Zipf
+law in a random order. English has the largest part of the languages and Japanese the second, as in WebLI, and seven
+languages have less than 1 % each before pairs that occur twice are left out; Google has 70 % of the images, OpenMoji
+3 %. A tenth of the pairs, sampled uniformly, lacks most of the tail, which all pairs have.
+
+Emoji of `train` are those of `test`, in other images: of each, the image of one vendor, sampled uniformly, is in `test`
+alone, with its names in all 20 languages, and of some a further one is in `validation`. Emoji that look alike (gender
+variants, skin tones, clocks) are represented by one of them; flags are not, and those of two vendors are similar.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from polymodal.corpora._prepared import Preparation, Row, open_prepared
+from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.emoji import emoji
+from polymodal.modalities import Category, Image, Modality, Text
+from polymodal.modalities.text import stored_texts
+
+CONCEPTS, PAIRS, VALIDATION = 400, 30_000, 100
+MAX_KEYWORDS, EXPONENT = 6, 1.4
+VENDORS = {"google": 0.7, "twitter": 0.2, "fluent": 0.07, "openmoji": 0.03}
+LOW_RESOURCE = {"hi": 0.009, "he": 0.008, "th": 0.007, "el": 0.006, "ta": 0.004, "bn": 0.003, "sw": 0.003}
+LANGUAGES = {
+    "en": 0.354,
+    "ja": 0.088,
+    "de": 0.08,
+    "es": 0.075,
+    "fr": 0.07,
+    "ru": 0.065,
+    "pt": 0.05,
+    "zh": 0.045,
+    "ko": 0.04,
+    "ar": 0.03,
+    "tr": 0.025,
+    "vi": 0.02,
+    "uk": 0.018,
+    **LOW_RESOURCE,
+}
+
+about = About(
+    name="zipf_emoji",
+    description="30,000 pairs of 400 emoji by four vendors and texts in 20 languages with long tails of all three",
+    license="as of the corpus 'emoji'",
+    source="composed from the corpus 'emoji'",
+    modalities=("image", "text", "category"),
+    composed="frequencies of concepts, languages and vendors are sampled",
+)
+
+
+def zipf_emoji() -> Corpus:
+    """Open the corpus, preparing it and `emoji` once. Raises UserError when that is not possible."""
+    columns: dict[str, Modality] = {
+        "image": Image(),
+        "captions": Text(LANGUAGES),
+        "concept": Category(),
+        "vendor": Category(tuple(VENDORS)),
+    }
+    return open_prepared(about, columns, _rows)
+
+
+def zipf(count: int) -> np.ndarray:
+    """Return probabilities of ranks by Zipf's law, proportional to rank^-1.4."""
+    weights = np.arange(1, count + 1) ** -EXPONENT
+    return weights / weights.sum()
+
+
+def texts_of(captions: Sequence[Mapping[str, str]], language: str) -> list[str]:
+    """Return what a page may say of an emoji in a language: its name, then up to three of its first six keywords."""
+    name, *keywords = [caption["text"] for caption in captions if caption["language"] == language]
+    words = keywords[0].split(", ")[:MAX_KEYWORDS] if keywords else []
+    some = (chosen for count in (1, 2, 3) for chosen in itertools.combinations(words, count))
+    return [name, *(", ".join(chosen) for chosen in some)]
+
+
+def sample_pairs(
+    held_out: Sequence[set[int]], texts: Sequence[Sequence[int]], count: int, rng: np.random.Generator
+) -> list[tuple[int, int, int, int]]:
+    """Return `count` different (concept, vendor, language, text), each by the law of its own; half of texts are names.
+
+    held_out: for each concept, by falling frequency, the vendors whose images are not trained on. texts: the number of
+    texts of each concept in each language.
+    """
+    pairs: dict[tuple[int, int, int, int], None] = {}
+    laws = (zipf(len(held_out)), np.array([*VENDORS.values()]), np.array([*LANGUAGES.values()]))
+    while len(pairs) < count:
+        drawn = [rng.choice(len(law), count, p=law / law.sum()).tolist() for law in laws]
+        for concept, vendor, language, place in zip(*drawn, rng.uniform(-1, 1, count).tolist(), strict=True):
+            if vendor not in held_out[concept] and len(pairs) < count:
+                text = 1 + int(place * (texts[concept][language] - 1)) if place > 0 else 0
+                pairs[concept, vendor, language, min(text, texts[concept][language] - 1)] = None
+    return list(pairs)
+
+
+def _rows(prepare: Preparation) -> Iterator[Row]:
+    drawn, rng = emoji(), np.random.default_rng(0)
+    table = drawn.table.select(["concept", "group", "vendor"]).to_pylist()
+    image_of = {(record["concept"], record["vendor"]): row for row, record in enumerate(table)}
+    flags = {drawn.raw(row, "concept") for row in range(len(drawn)) if drawn.raw(row, "category") == "Flags"}
+    represented = {
+        record["concept"] if record["concept"] in flags else record["group"]: record["concept"]
+        for record in reversed(table)
+        if record["vendor"] == "google"
+    }
+    concepts = rng.permutation(sorted(represented.values()))[:CONCEPTS].tolist()
+    vendors, languages = list(VENDORS), list(LANGUAGES)
+    there = [[n for n, vendor in enumerate(vendors) if (name, vendor) in image_of] for name in concepts]
+    order = [rng.permutation(available).tolist() for available in there]  # first that of the test, then of validation
+    validated = {*rng.choice(CONCEPTS, VALIDATION, replace=False).tolist()}
+    held_out = [{*one[: 1 + (n in validated)], *({*range(4)} - {*one})} for n, one in enumerate(order)]
+
+    texts = [[texts_of(drawn.raw(image_of[name, "google"], "captions"), one) for one in languages] for name in concepts]
+
+    def row(concept: int, vendor: int, split: str, captions: list[dict[str, str]], key: str) -> Row:
+        name, by = concepts[concept], vendors[vendor]
+        image = drawn.raw(image_of[name, by], "image")
+        return {"key": key, "split": split, "image": image, "captions": captions, "concept": name, "vendor": by}
+
+    pairs = sample_pairs(held_out, [[len(one) for one in of_name] for of_name in texts], PAIRS, rng)
+    for number, (concept, vendor, language, text) in enumerate(prepare.track(pairs, "Pairs", PAIRS)):
+        caption = stored_texts(texts[concept][language][text], language=languages[language])
+        yield row(concept, vendor, "train", caption, f"train/{number}")
+    for concept, first in enumerate(order):
+        for split, vendor in zip(("test", "validation")[: 1 + (concept in validated)], first, strict=False):
+            names = [stored_texts(of[0], language=one)[0] for one, of in zip(languages, texts[concept], strict=True)]
+            yield row(concept, vendor, split, names, f"{split}/{concepts[concept]}")
