@@ -13,7 +13,7 @@ own; scores of a vision-language model as filter are read from a column and not 
 images and of personal data, and duplicates of evaluation images are reported (`polymodal data`) and not removed;
 representation and association bias need images of faces and are not measured, nor is transfer to a generative model.
 
-Terms: 1B, 10B, 100B = Recipe.unique_fraction, quality filter = Recipe.quality_filter, language rebalancing =
+Terms: data scale = Recipe.unique_fraction, quality filter = Recipe.quality_filter, language rebalancing =
 subsets.rebalanced, image-token dropping = Recipe.mask_ratio, power law = scaling.fit_power_law, panel = head_tail.
 """
 
