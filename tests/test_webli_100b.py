@@ -30,7 +30,7 @@ def tagged(corpus: Corpus) -> Corpus:
     """Every fourth training example is in Swahili; scores fall with the row."""
     texts = corpus.table.column("text").to_pylist()
     spoken = [[{**text, "language": "sw" if row % 4 == 0 else "en"} for text in of] for row, of in enumerate(texts)]
-    table = with_texts(corpus, spoken).append_column("score", [[-float(row) for row in range(len(corpus))]])
+    table = with_texts(corpus, spoken).append_column("score", [[f"-{row}.0" for row in range(len(corpus))]])
     return dataclasses.replace(corpus, table=table)
 
 

@@ -1,6 +1,6 @@
 """Image-text pairs whose concepts, languages and vendors have long tails, as on the web: for studies of data scale.
 
-A pair is a vendor's image of an emoji with its name, or some of its keywords, in one language. 400 emoji follow the
+A pair is a vendor's image of an emoji with its name, or some of its keywords, in one language. 300 emoji follow the
 Zipf-Mandelbrot law in a random order. English has the largest part of the languages and Japanese the second, as in
 WebLI, and seven languages have less than 1 % each before pairs that occur twice are left out; Google has 70 % of the
 images, OpenMoji 3 %. A tenth of the pairs, sampled uniformly, lacks most of the tail, which all pairs have.
@@ -26,8 +26,8 @@ from polymodal.corpora.emoji import emoji
 from polymodal.modalities import Category, Image, Modality, Text
 from polymodal.modalities.text import stored_texts
 
-CONCEPTS, PAIRS, VALIDATION = 400, 15_000, 100
-MAX_KEYWORDS, EXPONENT = 6, 3.0
+CONCEPTS, PAIRS, VALIDATION = 300, 20_000, 100
+MAX_KEYWORDS, EXPONENT = 6, 4.0
 VENDORS = {"google": 0.7, "twitter": 0.2, "fluent": 0.07, "openmoji": 0.03}
 LOW_RESOURCE = {"hi": 0.009, "he": 0.008, "th": 0.007, "el": 0.006, "ta": 0.004, "bn": 0.003, "sw": 0.003}
 LANGUAGES = {
@@ -49,7 +49,7 @@ LANGUAGES = {
 
 about = About(
     name="zipf_emoji",
-    description="15,000 pairs of 400 emoji by four vendors and texts in 20 languages with long tails of all three",
+    description="20,000 pairs of 300 emoji by four vendors and texts in 20 languages with long tails of all three",
     license="as of the corpus 'emoji'",
     source="composed from the corpus 'emoji'",
     modalities=("image", "text", "category"),
@@ -69,7 +69,7 @@ def zipf_emoji() -> Corpus:
 
 
 def zipf(count: int) -> np.ndarray:
-    """Return probabilities of ranks by the Zipf-Mandelbrot law, proportional to (rank + count / 4)^-3."""
+    """Return probabilities of ranks by the Zipf-Mandelbrot law, proportional to (rank + count / 4)^-4."""
     weights = (np.arange(1, count + 1) + count / 4) ** -EXPONENT
     return weights / weights.sum()
 

@@ -19,13 +19,11 @@ subsets.rebalanced, image-token dropping = Recipe.mask_ratio, power law = scalin
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -149,14 +147,11 @@ class Recipe(siglip.Recipe):
     def _quality(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
         name = self.quality_filter
         if name in corpus.table.column_names:
-            kind = corpus.table.schema.field(name).type
-            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                raise UserError(
-                    f"The column '{name}' has no numbers to filter by; --quality-filter takes one that has."
-                )
-            return np.array(
-                [np.nan if value is None else value for value in corpus.raw_values(rows, name)], dtype=float
-            )
+            try:  # tables of text, such as CSV, have numbers as texts
+                values = corpus.raw_values(rows, name)
+                return np.array([np.nan if value in (None, "") else value for value in values], dtype=np.float64)
+            except (TypeError, ValueError):
+                raise UserError(f"The column '{name}' has no numbers; --quality-filter takes one that has.") from None
         if not Path(name).is_dir():
             raise UserError(f"--quality-filter names a column of the data or the folder of a run; '{name}' is neither.")
         return alignment_scores(load_run(name), corpus, rows)
