@@ -41,7 +41,7 @@ def test_a_study_of_scale_on_files(tmp_path: Path, polymodal: Callable[..., Any]
                 name: {
                     "higher_is_better": True,
                     "unit": "percent",
-                    "arms": {a: {"by_seed": [v]} for a, v in of.items()},
+                    "arms": {a: {"by_seed": {"0": v}} for a, v in of.items()},
                 }
                 for name, of in metrics.items()
             },

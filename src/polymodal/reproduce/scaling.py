@@ -123,4 +123,4 @@ def _examples(result: Mapping[str, Any], arm: str) -> float:
 
 
 def _errors(result: Mapping[str, Any], name: str, arm: str) -> list[float]:
-    return [1 - value for value in result["scores"][name]["arms"][arm]["by_seed"]]
+    return [1 - value for value in result["scores"][name]["arms"][arm]["by_seed"].values()]
