@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from corpus_modules import module
 from polymodal.data.subsets import best_scored, epochs_by_group, grouped_order, nested_subset, rebalanced
 from polymodal.errors import UserError
 from polymodal.training.optimizer import OptimizerConfig, learning_rate
@@ -69,3 +70,19 @@ def test_inverse_square_root_with_cooldown_is_the_schedule_times_a_line():
         assert learning_rate(cooled, fraction) == pytest.approx(learning_rate(plain, fraction))
     assert learning_rate(cooled, 0.9) == pytest.approx(learning_rate(plain, 0.9) * 0.4)
     assert learning_rate(cooled, 1.0) == 0
+
+
+def test_pairs_with_long_tails_are_different_and_follow_the_laws():
+    zipf_emoji = module("zipf_emoji")
+    vendors = [[0, 1, 2, 3]] * 30 + [[0]] * 10
+    texts = [[25] * 20] * 40
+    pairs = zipf_emoji.sample_pairs(vendors, texts, 3000, np.random.default_rng(0))
+    assert len({*pairs}) == 3000
+    assert {vendor for concept, vendor, *_ in pairs if concept >= 30} == {0}
+    concepts, spoken = (Counter(pair[place] for pair in pairs) for place in (0, 2))
+    head, tail = (sum(concepts[n] for n in tier) for tier in (range(13), range(27, 40)))
+    assert head > 8 * tail > 0
+    assert spoken.most_common(1)[0][0] == 0
+    assert all(0 <= text < 25 for *_, text in pairs)
+    captions = [{"text": text, "language": "en"} for text in ("pepper", "chili, hot")]
+    assert zipf_emoji.texts_of(captions, "en") == ["pepper", "chili", "hot", "chili, hot"]

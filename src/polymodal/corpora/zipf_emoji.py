@@ -141,7 +141,7 @@ def changed(stored: bytes, rng: np.random.Generator) -> bytes:
     size = round(side * rng.uniform(0.75, 0.9))
     turned = image.resize((size, size), PILImage.Resampling.LANCZOS).rotate(angle, PILImage.Resampling.BICUBIC, True)
     background = PILImage.new("RGBA", (side, side), (*rng.integers(215, 256, 3).tolist(), 255))
-    background.alpha_composite(turned.crop((0, 0, *(min(one, side) for one in turned.size))))
+    background.alpha_composite(turned.crop((0, 0, min(turned.width, side), min(turned.height, side))))
     buffer = io.BytesIO()
     background.convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
