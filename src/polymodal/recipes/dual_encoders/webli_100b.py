@@ -6,7 +6,8 @@ quality filter does the opposite, and low-resource languages can be sampled more
 of one size, and half of the image tokens are dropped in training. The evaluation `head_tail` is the inclusive panel:
 head against tail of concepts, languages and other tags, with the disparity between their values. `polymodal scaling`
 reads comparisons at several budgets: the power law error(x) = alpha x^-c + eps of each arm, and Wilcoxon's test between
-arms. The audit of a filter is `curation.alignment.diversity_audit`.
+arms. The audit of a filter is `curation.alignment.diversity_audit`. The tokenizer is learned on all pairs, for all
+arms.
 
 Differs from the paper in: checkpoints are not cooled down from one run, each budget is a run with a cool-down of its
 own; scores of a vision-language model as filter are read from a column and not computed; there is no filter of harmful
@@ -14,7 +15,8 @@ images and of personal data, and duplicates of evaluation images are reported (`
 representation and association bias need images of faces and are not measured, nor is transfer to a generative model.
 
 Terms: data scale = Recipe.unique_fraction, quality filter = Recipe.quality_filter, language rebalancing =
-subsets.rebalanced, image-token dropping = Recipe.mask_ratio, power law = scaling.fit_power_law, panel = head_tail.
+data.subsets.rebalanced, image-token dropping = Recipe.mask_ratio, power law = evaluation.scaling.fit_power_law, panel =
+evaluation.head_tail.tier_scores.
 """
 
 from __future__ import annotations
