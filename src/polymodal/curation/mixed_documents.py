@@ -13,11 +13,11 @@ import numpy as np
 
 
 class CaptionedImage(NamedTuple):
-    """Encoded image with its true sentence. group: of related images, which are in one document."""
+    """Encoded image with its true sentences. group: of related images, which are in one document."""
 
     key: str
     data: bytes
-    sentence: str
+    sentences: tuple[str, ...]
     group: str
 
 
@@ -45,8 +45,9 @@ def mixed_documents(
     sentences: list[list[str]] = [[] for _ in documents]
     for number, document in enumerate(documents):
         for image in document:
-            moved = rng.random() < elsewhere
-            sentences[int(rng.integers(len(documents))) if moved else number].append(image.sentence)
+            for sentence in image.sentences:
+                moved = rng.random() < elsewhere
+                sentences[int(rng.integers(len(documents))) if moved else number].append(sentence)
         chosen = rng.integers(len(fillers), size=fillers_per_image * len(document)) if fillers else ()
         sentences[number] += [fillers[place] for place in chosen]
     for document, texts in zip(documents, sentences, strict=True):
