@@ -14,9 +14,10 @@ from polymodal.claim import Claim
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
-from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.saved import is_saved, open_saved, save_corpus
 from polymodal.curation.document_pairs import DocumentPools, Paired, PairingModels, embedded_by, pools_of
 from polymodal.curation.hierarchical_retrieval import Retrieved, flat_search, normalized
+from polymodal.curation.merged_texts import mine_tags
 from polymodal.curation.mixed_documents import CaptionedImage, mixed_documents, retrieval_precision
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.processor import Processor
@@ -32,10 +33,10 @@ from polymodal.types import Budget, Example, Stage
 
 # Private subtags of BCP 47 say which text of an image a caption is.
 LOCAL, SYNTHETIC, REAL = "en-x-local", "en-x-syn", ("en-x-real1", "en-x-real2", "en-x-real3")
-FILLERS = 4000
+FILLERS, NUM_TAGS = 4000, 200
 SENTENCES = ("the {name} with {keywords}", "{keywords} of the {name}", "a {name} for {keywords} in the book")
 # 400 sentences a cluster, as in the paper.
-_pipeline = Recipe(min_side=32, num_text_clusters=16, cluster_cap=30)
+_pipeline = Recipe(min_side=32, num_text_clusters=16, tag_vocabulary=2 * NUM_TAGS, cluster_cap=20)
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class TextsOf(clip.Recipe):
         return super().sample_captions(
             [one if one["text"] else example for one, example in zip(chosen, examples, strict=True)], text, example_rng
         )
+
+
+def texts_of(corpus: Corpus, split: str) -> list[str]:
+    return [caption.text for row in corpus.rows(split).tolist() for caption in corpus.value(row, "captions")]
 
 
 def captioned_emoji(corpus: Corpus, rng: np.random.Generator) -> list[CaptionedImage]:
@@ -108,14 +113,11 @@ def paired_corpus(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     fillers = [texts[0]["text"] for texts in glosses.raw_values(rows, "text")]
     interleaved: dict[str, Any] = {"document": Interleaved()}
     about = About("documents", "documents of emoji", corpus.about.license, corpus.name, ("interleaved",))
-    documents = save_corpus(
-        folder.with_name(f"{folder.name}-documents"),
-        about,
-        interleaved,
-        mixed_documents(images, fillers, rng, elsewhere=0.8),
-    )
-    test = [caption.text for row in corpus.rows("test").tolist() for caption in corpus.value(row, "captions")]
-    models = PairingModels(*embedded_by(run), excluded=test)
+    place = folder.with_name(f"{folder.name}-documents")
+    made = mixed_documents(images, fillers, rng, elsewhere=0.8)
+    documents = open_saved(place) if is_saved(place) else save_corpus(place, about, interleaved, made)
+    tags = mine_tags(texts_of(corpus, "train"), NUM_TAGS)  # what the encoder was trained on, as a tagger is on its tags
+    models = PairingModels(*embedded_by(run), excluded=texts_of(corpus, "test"), tags=tags)
     recipe = replace(_pipeline, seed=seed)
     pools = pools_of(documents, documents.rows("train"), recipe.rejects)
     paired = recipe.pair_documents(pools, models)
@@ -182,12 +184,12 @@ claim = Claim(
         "random subset": replace(_all, subset="random"),
     },
     start=_encoder,
-    start_budget=Budget(steps=250),
+    start_budget=Budget(steps=200),
     start_makes=paired_corpus,
     start_scored=True,
     corpus="emoji",
     languages=("en",),
-    budget=Budget(steps=250),
+    budget=Budget(steps=200),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",

@@ -7,6 +7,7 @@ a query costs K + N / K similarities on average in place of N (RealSyn, section 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,9 +47,12 @@ def cluster_centers(
 ) -> Float[np.ndarray, "clusters dim"]:
     """Return L2-normalized centers of K-means; mini-batch K-means (Sculley 2010) for large sets."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     kind = KMeans if len(embeddings) < MINI_BATCH_ROWS else MiniBatchKMeans
-    means = kind(num_clusters, random_state=seed, n_init=1).fit(embeddings.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters
+        means = kind(num_clusters, random_state=seed, n_init=1).fit(embeddings.astype(np.float32))
     return normalized(means.cluster_centers_)
 
 

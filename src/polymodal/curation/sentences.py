@@ -66,8 +66,8 @@ def count_words(sentence: str) -> int:
 
 
 def normalize_sentence(sentence: str) -> str:
-    """Return lower-case words alone, by which perceptual duplicates are found."""
-    return " ".join(words_of(sentence))
+    """Return lower-case words and numbers alone, by which perceptual duplicates are found."""
+    return " ".join(re.findall(r"\w+", sentence.lower()))
 
 
 def content_words(text: str) -> list[str]:
