@@ -195,7 +195,7 @@ claim = Claim(
         "test/text_to_image/R@10",
         "test/image_to_text/R@10",
         "test/zero_shot/concept/top-1",
-        "test/zero_shot/category/top-1",
+        "test/zero_shot_category/accuracy",
         "test_twitter/text_to_image/R@10",
     ),
     tuning={"learning_rate": (1e-3, 3e-3)},

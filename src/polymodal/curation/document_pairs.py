@@ -187,6 +187,10 @@ class Kept:
 
     folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
     def shards(self, name: str, items: Sequence[Any], compute: Callable[[Sequence[Any]], Any]) -> np.ndarray:
         """Return an array with a row or number for each item, computed shard by shard; finished shards are read."""
         parts = []
@@ -251,7 +255,7 @@ class Pairing(Protocol):
 
 @writes("out")
 def write_pairs(
-    recipe: Any,
+    recipe: Pairing,
     corpus: Corpus,
     out: Path | str,
     models: PairingModels,
@@ -289,15 +293,9 @@ def write_pairs(
             left_out.update(pools.rejected)
             if not pools.images or not pools.sentences:
                 continue
-            folder = aside / split
-            folder.mkdir(exist_ok=True)
-            paired = recipe.pair_documents(pools, models, Kept(folder), balance=split == "train")
+            paired = recipe.pair_documents(pools, models, Kept(aside / split), balance=split == "train")
             counts[split] = {f"images left out: {name}": n for name, n in pools.rejected.items()} | paired.counts
-            for place in paired.balanced.tolist():
-                image = pools.images[paired.images[place]]
-                texts = [*paired.real[place], paired.synthetic[place]]
-                records = [{"text": text, "language": language} for text in dict.fromkeys(texts)]
-                yield {"key": image.key, "split": split, "image": pools.data(image), "text": records}
+            yield from ({"split": split, **row} for row in _rows_of(pools, paired, language))
 
     about = About(
         name=out.name,
@@ -316,6 +314,15 @@ def write_pairs(
         reasons = ", ".join(f"{name} {number:,}" for name, number in left_out.most_common())
         raise UserError(f"No image of {corpus.name} is left with a text ({reasons or 'there are no images or texts'}).")
     return written, counts
+
+
+def _rows_of(pools: DocumentPools, paired: Paired, language: str) -> Iterator[dict[str, Any]]:
+    """Yield key, image and texts of each image that is left, its real texts first."""
+    for place in paired.balanced.tolist():
+        image = pools.images[paired.images[place]]
+        texts = dict.fromkeys([*paired.real[place], paired.synthetic[place]])
+        records = [{"text": text, "language": language} for text in texts]
+        yield {"key": image.key, "image": pools.data(image), "text": records}
 
 
 def _begin(aside: Path, settings: Mapping[str, Any]) -> None:

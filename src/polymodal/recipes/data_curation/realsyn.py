@@ -164,7 +164,8 @@ class Recipe:
         vectors = kept.embed("sentences", left, models.embed_texts)
         if left and models.excluded:
             test = kept.embed("excluded", models.excluded, models.embed_texts)
-            apart = ~near_any(*self._centered(vectors, test), self.dedup_similarity)
+            centered, centered_test = self._centered(vectors, test)
+            apart = ~near_any(centered, centered_test, self.dedup_similarity)
             vectors = vectors[apart]
             reduce("in evaluation", apart)
         unique = self._unique(vectors)
@@ -185,10 +186,9 @@ class Recipe:
     ) -> Paired:
         """Clean both pools, retrieve real sentences, make synthetic texts, and balance the images."""
 
-        def embed(images: Sequence[int]) -> np.ndarray:
-            return models.embed_images([pools.data(pools.images[place]) for place in images])
-
-        vectors = kept.embed("images", range(len(pools.images)), embed)
+        vectors = kept.embed(
+            "images", pools.images, lambda images: models.embed_images([pools.data(image) for image in images])
+        )
         unique = np.flatnonzero(self._unique(vectors))
         vectors = vectors[unique]
         pool = self.clean_sentences([sentence.text for sentence in pools.sentences], models, kept)
