@@ -7,6 +7,7 @@ same command goes on after a stop.
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -276,7 +277,9 @@ def write_pairs(
     settings = {
         "recipe": recipe_record(recipe),
         "corpus": {name: str(value) for name, value in corpus.choices.items()},
+        "rows": [len(corpus), corpus.table.nbytes],
         "models": models.version,
+        "texts": zlib.crc32(json.dumps([*models.tags, *models.excluded]).encode()),
         **(further or {}),
     }
     _begin(aside, settings)

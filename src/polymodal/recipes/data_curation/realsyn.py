@@ -10,8 +10,8 @@ are capped (section 3.4). CLIP is trained on the result, with one of an image's 
 Differs from the paper in: encoder, captioner, perplexity model and merging model are those that the user names, and
 stand-ins without (n-gram models; tags by zero-shot classification in place of RAM++; a template); thresholds that
 belong to the paper's models are quantiles by default; CAT's semantic parse is approximated by function words, for
-English; K-means does not quantize. Left out: fine-tuning the merging model on answers of GPT-4, and the analyses of
-topics, entities and scaling.
+English; K-means does not quantize; pools are in the memory of one machine. Left out: fine-tuning the merging model on
+answers of GPT-4, and the analyses of topics, entities and scaling.
 
 Terms: entropy = UnigramModel.entropy, perplexity = perplexity_filter.in_interval, semantic deduplication =
 duplicate_components, hierarchical retrieval = ClusterIndex, semantic balance sampling = cluster_capped, text generation
