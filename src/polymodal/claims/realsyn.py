@@ -36,7 +36,7 @@ LOCAL, SYNTHETIC, REAL = "en-x-local", "en-x-syn", ("en-x-real1", "en-x-real2", 
 FILLERS, NUM_TAGS = 4000, 200
 SENTENCES = ("the {name} with {keywords}", "{keywords} of the {name}", "a {name} for {keywords} in the book")
 # 400 sentences a cluster, as in the paper.
-_pipeline = Recipe(min_side=32, num_text_clusters=16, tag_vocabulary=2 * NUM_TAGS, cluster_cap=20)
+_pipeline = Recipe(min_side=32, num_text_clusters=16, tag_vocabulary=2 * NUM_TAGS, cluster_cap=30)
 
 
 @dataclass(frozen=True)
