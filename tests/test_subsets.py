@@ -72,6 +72,24 @@ def test_inverse_square_root_with_cooldown_is_the_schedule_times_a_line():
     assert learning_rate(cooled, 1.0) == 0
 
 
+def test_a_tenth_of_the_pairs_covers_the_head_in_english_and_lacks_the_tail() -> None:
+    """What the claim about scale rests on: more pairs cannot add much to the head, and can to the tail."""
+    zipf_emoji = module("zipf_emoji")
+    count, texts = zipf_emoji.PAIRS, [[25] * 20] * zipf_emoji.CONCEPTS
+    vendors = [[0, 1, 2, 3] if concept % 7 else [0] for concept in range(zipf_emoji.CONCEPTS)]
+    pairs = np.array(zipf_emoji.sample_pairs(vendors, texts, count, np.random.default_rng(0)))
+    tenth = pairs[nested_subset([str(number) for number in range(count)], 0.1)]
+    frequency = np.bincount(pairs[:, 0], minlength=zipf_emoji.CONCEPTS)
+    tiers = {"head": np.argsort(-frequency)[:100], "tail": np.argsort(-frequency)[-100:]}
+
+    def known(chosen: np.ndarray, tier: str) -> float:
+        return float(np.isin(tiers[tier], chosen[chosen[:, 2] == 0, 0]).mean())
+
+    assert known(tenth, "head") > 0.8
+    assert known(tenth, "tail") < 0.5
+    assert min(known(pairs, "head"), known(pairs, "tail")) > 0.97
+
+
 def test_pairs_with_long_tails_are_different_and_follow_the_laws():
     zipf_emoji = module("zipf_emoji")
     vendors = [[0, 1, 2, 3]] * 30 + [[0]] * 10

@@ -59,9 +59,9 @@ def diversity_audit(corpus: Corpus, kept: np.ndarray) -> dict[str, TagDiversity]
 
     Tags are the categorical columns and the languages of captions (`evaluation.head_tail`).
     """
-    after = tag_frequencies(corpus.with_splits({"train": kept}))
+    after = tag_frequencies(corpus.with_splits({"train": kept}), every_row=True)
     audit = {}
-    for name, counts in tag_frequencies(corpus).items():
+    for name, counts in tag_frequencies(corpus, every_row=True).items():
         left = {value: after[name].get(value, 0) for value in counts}
         audit[name] = TagDiversity(
             (_effective(counts), _effective(left)),

@@ -95,7 +95,8 @@ def reproduce(
     else:
         start = None
         if claim.start is not None:
-            start = Start(claim.start, claim.start_budget or budget, claim.start_makes, claim.start_scored)
+            first = claim.start_budget or budget
+            start = Start(claim.start, first, claim.start_makes, claim.start_scored, claim.start_weights)
         if tune:
             arms, tuning = tuned(arms, claim, corpus, budget, Path(out) / "tuning", start, trust_code)
         fractions = claim.budget_fractions
