@@ -135,6 +135,7 @@ def test_the_scorer_of_a_filter_is_no_arms_beginning():
     claim = claim_of("webli_100b", "quality")
     assert claim.start_makes is not None
     assert not claim.start_weights
+    assert not any("minus" in metric for metric in claim.deciding), "five of six frequent languages are not English"
 
 
 def test_what_a_process_cannot_do_is_said_here(small_emoji, tmp_path):

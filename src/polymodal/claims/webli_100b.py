@@ -72,8 +72,8 @@ _scorer = Recipe(
     logit_bias_init=-4.6,
 )
 quality = Claim(
-    sentence="Of as many pairs, those that a scorer of English prefers teach less about rare languages, against common "
-    "ones, than pairs sampled at random.",
+    sentence="Of as many pairs, those that a scorer of English prefers teach less about rare languages than pairs "
+    "sampled at random, and leave a larger gap between the best and the worst language.",
     baseline=dataclasses.replace(_all, quality_filter=SCORES, quality_fraction=0.3),
     treatment=dataclasses.replace(_all, unique_fraction=0.3),
     start=_scorer,
@@ -83,8 +83,14 @@ quality = Claim(
     corpus="zipf_emoji",
     budget=Budget(steps=400),
     seeds=5,
-    metrics=(*_panel("language", "concept"), "test_vendors/head_tail/vendor/tail/R@10", "test/text_to_image/R@10"),
-    deciding=("test/head_tail/language/tail/R@10", "test/head_tail/language/tail_minus_head/R@10"),
+    metrics=(
+        *_panel("language", "concept"),
+        "test/head_tail/language/disparity/R@10",
+        "test_vendors/head_tail/vendor/tail/R@10",
+        "test/text_to_image/R@10",
+    ),
+    # The head of languages is no measure of what the filter prefers: of its six languages five are not English.
+    deciding=("test/head_tail/language/tail/R@10", "test/head_tail/language/disparity/R@10"),
     tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
     tuning_fraction=0.3,
     paper_results="the CLIP filter is better on ImageNet and COCO, and worse on Dollar Street, GeoDE and Landmarks "

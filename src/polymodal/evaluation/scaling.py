@@ -47,7 +47,7 @@ def fit_power_law(examples: Sequence[float] | np.ndarray, errors: Sequence[Seque
     if (seeds := len(y)) > 1:
         left_out = np.array([_fitted(x, np.delete(y, seed, 0).mean(0), (c,)) for seed in range(seeds)])
         half = stats.t.ppf(0.975, seeds - 1) * np.sqrt((seeds - 1) * left_out.var(0))
-        low, high = np.maximum([alpha, c, eps] - half, 0), [alpha, c, eps] + half
+        low, high = (np.maximum(np.array([alpha, c, eps]) + side, 0) for side in (-half, half))
     elif len(x) > MIN_POINTS:
         rng = np.random.default_rng(0)
         fitted = alpha * x**-c + eps

@@ -10,10 +10,12 @@ arms. The audit of a filter is `curation.alignment.diversity_audit`. The tokeniz
 arms.
 
 Differs from the paper in: the panel's data sets (ImageNet, COCO, Dollar Street, GeoDE, Landmarks, Crossmodal-3600) do
-not come with the package, and of its tasks retrieval alone is divided into head and tail; AdamW; checkpoints are not cooled down from one run, each budget is a run with a cool-down of its
-own; scores of a vision-language model as filter are read from a column and not computed; there is no filter of harmful
-images and of personal data, and duplicates of evaluation images are reported (`polymodal data`) and not removed;
-representation and association bias need images of faces and are not measured, nor is transfer to a generative model.
+not come with the package, and of its tasks retrieval alone is divided into head and tail; AdamW; checkpoints are not
+cooled down from one run, each budget is a run with a cool-down of its own; scores of a vision-language model as filter
+are read from a column and not computed; there is no filter of harmful images and of personal data, and duplicates of
+evaluation images are reported (`polymodal data`) and not removed; representation and association bias need images of
+faces and are not measured, nor is transfer to a generative model. The claim about the filter chooses among all
+languages, the paper's experiment among English pairs.
 
 Terms: data scale = Recipe.unique_fraction, quality filter = Recipe.quality_filter, language rebalancing =
 data.subsets.rebalanced, image-token dropping = Recipe.mask_ratio, power law = evaluation.scaling.fit_power_law, panel =
@@ -131,7 +133,7 @@ class Recipe(siglip.Recipe):
             raise UserError("Subsets are made of one source of data; name a single one.")
         if self.low_resource_languages and isinstance(corpus, ByLanguage):
             raise UserError(
-                "--low-resource-languages and --language-temperature both say how often languages are sampled; give one."
+                "--low-resource-languages and --language-temperature both say how languages are sampled; give one."
             )
         if self.low_resource_languages:
             self.language_rows(corpus)
@@ -157,8 +159,8 @@ class Recipe(siglip.Recipe):
         best = best_scored(scores, self.quality_fraction)
         if np.isnan(scores[best]).any():
             raise UserError(
-                f"{np.isfinite(scores).sum()} of {len(scores)} pairs have a score of --quality-filter, fewer than it is "
-                f"to keep; take --quality-fraction {np.isfinite(scores).mean():.2g} or less, or score more of them."
+                f"{np.isfinite(scores).sum()} of {len(scores)} pairs have a score of --quality-filter, which keeps "
+                f"{len(best)}; take --quality-fraction {np.isfinite(scores).mean():.2g} or less, or score more of them."
             )
         return rows[best]
 
@@ -223,7 +225,8 @@ class Recipe(siglip.Recipe):
         """ViT-H/14 as image and text tower at 224 px, texts of 64 tokens, batch 32,768 (section 3).
 
         The tokenizer is mT5's, of 250,112 tokens. Warmup and cool-down are 200 million of 100 billion examples; of a
-        smaller budget they are larger fractions. Weight decay is as in `siglip`; betas are SigLIP's.
+        smaller budget they are larger fractions. Weight decay is as in `siglip`; betas are SigLIP's. The time scale of
+        the inverse square root is not in the paper: here it is the warmup, by default 10,000 steps in big_vision.
         """
         image = vit("H", 14, pooling="map")
         return cls(
