@@ -12,6 +12,7 @@ import numpy as np
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.subsets import best_scored
 from polymodal.errors import UserError
 from polymodal.evaluation.head_tail import tag_frequencies, tiers
 from polymodal.evaluation.statistics import means_by_cluster
@@ -40,6 +41,26 @@ def alignment_scores(run: Run, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
         similarity = (images[owner] * embed(run.model, run.processor, text=texts)["text"].numpy()).sum(1)
         scores[[place_of[int(row)] for row in readable]] = means_by_cluster(similarity, owner)[0]
     return scores
+
+
+def column_scores(corpus: Corpus, rows: np.ndarray, column: str) -> np.ndarray:
+    """Return the numbers of a column, NaN where there is none. Raises UserError for a column of something else."""
+    try:  # tables of text, such as CSV, have numbers as texts
+        values = corpus.raw_values(rows, column)
+        return np.array([np.nan if value in (None, "") else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"The column '{column}' has no numbers; --quality-filter takes one that has.") from None
+
+
+def filtered(scores: np.ndarray, fraction: float) -> np.ndarray:
+    """Return the places of the fraction with the best scores. Raises UserError where fewer have a score."""
+    best, scored = best_scored(scores, fraction), np.isfinite(scores)
+    if not scored[best].all():
+        raise UserError(
+            f"{scored.sum()} of {len(scores)} pairs have a score of --quality-filter, which keeps {len(best)}; take a "
+            f"--quality-fraction of {np.floor(100 * scored.mean()) / 100:g} or less, or score more of them."
+        )
+    return best
 
 
 class TagDiversity(NamedTuple):

@@ -36,10 +36,10 @@ from torch.nn import functional as F
 from polymodal.constraints import DecayRate, NonNegativeInt, PositiveUnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.languages import ByLanguage, row_languages
-from polymodal.curation.alignment import alignment_scores
+from polymodal.curation.alignment import alignment_scores, column_scores, filtered
 from polymodal.data.masks import mask_patches, visible_indices
 from polymodal.data.processor import Processor
-from polymodal.data.subsets import best_scored, epochs_by_group, grouped_order, nested_subset, rebalanced
+from polymodal.data.subsets import epochs_by_group, grouped_order, nested_subset, rebalanced
 from polymodal.encoders.presets import vit
 from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.encoders.text import TextEncoderConfig
@@ -127,14 +127,11 @@ class Recipe(siglip.Recipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """The corpus. Raises UserError, before anything is trained, where its rows cannot be selected or ordered."""
-        if (self.stages()[0].rows or self.low_resource_languages) and hasattr(corpus, "blocks"):
-            raise UserError("Subsets are made of data whose rows are known; leave out --stream.")
-        if (self.stages()[0].rows or self.low_resource_languages) and hasattr(corpus, "corpora"):
-            raise UserError("Subsets are made of one source of data; name a single one.")
+        selects = self.stages()[0].rows or self.low_resource_languages
+        if selects and (hasattr(corpus, "blocks") or hasattr(corpus, "corpora")):
+            raise UserError("Subsets are made of one source of data whose rows are known; leave out others, --stream.")
         if self.low_resource_languages and isinstance(corpus, ByLanguage):
-            raise UserError(
-                "--low-resource-languages and --language-temperature both say how languages are sampled; give one."
-            )
+            raise UserError("--low-resource-languages and --language-temperature both sample languages; give one.")
         if self.low_resource_languages:
             self.language_rows(corpus)
         return [corpus]
@@ -153,25 +150,11 @@ class Recipe(siglip.Recipe):
             rows = rows[_having(corpus, rows, *condition.split("=", 1))]
         if not len(rows):
             raise UserError(f"No training pair has {' and '.join(self.where)}; take other values of --where.")
-        if not self.quality_filter:
-            return rows
-        scores = self._quality(corpus, rows)
-        best = best_scored(scores, self.quality_fraction)
-        if np.isnan(scores[best]).any():
-            raise UserError(
-                f"{np.isfinite(scores).sum()} of {len(scores)} pairs have a score of --quality-filter, which keeps "
-                f"{len(best)}; take --quality-fraction {np.isfinite(scores).mean():.2g} or less, or score more of them."
-            )
-        return rows[best]
+        return rows[filtered(self._quality(corpus, rows), self.quality_fraction)] if self.quality_filter else rows
 
     def _quality(self, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-        name = self.quality_filter
-        if name in corpus.table.column_names:
-            try:  # tables of text, such as CSV, have numbers as texts
-                values = corpus.raw_values(rows, name)
-                return np.array([np.nan if value in (None, "") else value for value in values], dtype=np.float64)
-            except (TypeError, ValueError):
-                raise UserError(f"The column '{name}' has no numbers; --quality-filter takes one that has.") from None
+        if (name := self.quality_filter) in corpus.table.column_names:
+            return column_scores(corpus, rows, name)
         if not Path(name).is_dir():
             raise UserError(f"--quality-filter names a column of the data or the folder of a run; '{name}' is neither.")
         return alignment_scores(load_run(name), corpus, rows)
@@ -224,9 +207,9 @@ class Recipe(siglip.Recipe):
     def paper(cls) -> Recipe:
         """ViT-H/14 as image and text tower at 224 px, texts of 64 tokens, batch 32,768 (section 3).
 
-        The tokenizer is mT5's, of 250,112 tokens. Warmup and cool-down are 200 million of 100 billion examples; of a
-        smaller budget they are larger fractions. Weight decay is as in `siglip`; betas are SigLIP's. The time scale of
-        the inverse square root is not in the paper: here it is the warmup, by default 10,000 steps in big_vision.
+        The tokenizer is mT5's, of 250,112 tokens. Warmup and cool-down are 200 million of 100 billion examples. Weight
+        decay and betas are those of `siglip`. The time scale of the inverse square root is not in the paper: it is the
+        warmup here, 10,000 steps by default in big_vision.
         """
         image = vit("H", 14, pooling="map")
         return cls(
