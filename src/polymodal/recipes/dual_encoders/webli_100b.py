@@ -129,7 +129,7 @@ class Recipe(siglip.Recipe):
         """The corpus. Raises UserError, before anything is trained, where its rows cannot be selected or ordered."""
         selects = self.stages()[0].rows or self.low_resource_languages
         if selects and (hasattr(corpus, "blocks") or hasattr(corpus, "corpora")):
-            raise UserError("Subsets are made of one source of data whose rows are known; leave out others, --stream.")
+            raise UserError("Subsets are made of one source whose rows are known; name a single one, without --stream.")
         if self.low_resource_languages and isinstance(corpus, ByLanguage):
             raise UserError("--low-resource-languages and --language-temperature both sample languages; give one.")
         if self.low_resource_languages:
