@@ -157,8 +157,8 @@ class Recipe:
         vectors = kept.embed("sentences", pool.texts, models.embed_texts)
         if pool.texts and models.excluded:
             test = kept.embed("excluded", models.excluded, models.embed_texts)
-            own, others = self._centered(vectors, test)
-            apart = ~near_any(own, others, self.dedup_similarity)
+            sentence_vectors, test_vectors = self._centered(vectors, test)
+            apart = ~near_any(sentence_vectors, test_vectors, self.dedup_similarity)
             vectors = vectors[apart]
             pool.keep("in evaluation", apart)
         unique = self._unique(vectors)
@@ -197,9 +197,7 @@ class Recipe:
         real = [[pool.texts[row] for row in rows if row >= 0] for rows in retrieved.rows.tolist()]
         names = mine_tags(pool.texts, self.tag_vocabulary, models.tags, stop_words=self.language == "en")
         tags = top_tags(vectors, kept.embed("tags", names, models.embed_texts), names, self.num_tags)
-        parts = [
-            (pools.images[image], of_image[0], own) for image, of_image, own in zip(unique, real, tags, strict=True)
-        ]
+        parts = [(pools.images[row], texts[0], names) for row, texts, names in zip(unique, real, tags, strict=True)]
         synthetic = kept.texts("synthetic", parts, lambda some: models.merged(pools, some))
         fit = np.einsum("id,id->i", vectors, kept.embed("synthetic", synthetic, models.embed_texts))
         # Above the interval: text that can be read in the image; below: texts that do not fit.
