@@ -23,7 +23,13 @@ from polymodal.curation.hub_language_models import CausalPerplexity, ChatModelMe
 from polymodal.curation.merged_texts import mine_tags, template_merger, top_tags
 from polymodal.curation.mixed_documents import CaptionedImage, mixed_documents, retrieval_precision
 from polymodal.curation.quality import words_of
-from polymodal.curation.semantic_duplicates import duplicate_components, first_of_components, near_any
+from polymodal.curation.semantic_duplicates import (
+    centered,
+    duplicate_components,
+    first_of_components,
+    near_any,
+    unique_rows,
+)
 from polymodal.errors import UserError
 from tiny_checkpoints import TEXT_MODELS, save, save_decoder_tokenizer
 
@@ -47,6 +53,15 @@ def test_near_duplicates_are_the_components_of_a_plain_union_find() -> None:
     apart = duplicate_components(points, threshold, within=np.array([0, 0, 1, 0, 1, 0]))
     assert first_of_components(apart).tolist() == [True, True, True, False, True, True]
     assert near_any(points, points[:1], threshold).tolist() == [True, False, False, True, False, False]
+
+
+def test_centered_rows_that_are_all_alike_are_duplicates() -> None:
+    alike = normalized(np.tile([[3.0, 1.0, 2.0]], (3, 1))).astype(np.float32)
+    assert unique_rows(centered(alike)[0], 0.97).tolist() == [True, False, False]
+    rows = vectors(40) + 5.0  # in a narrow cone
+    assert unique_rows(normalized(rows), 0.9).sum() < 40
+    assert unique_rows(centered(normalized(rows))[0], 0.9).sum() > unique_rows(normalized(rows), 0.9).sum()
+    assert centered(alike[:1], alike)[1].tolist() == alike.tolist()
 
 
 def test_links_of_all_rows_take_little_memory() -> None:

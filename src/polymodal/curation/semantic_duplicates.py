@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from polymodal.curation.hierarchical_retrieval import cluster_centers, cluster_number, nearest_center, normalized
 
 BLOCK = 512  # rows that are compared with all others at once
+SAME_AS_MEAN = 1e-5  # distance of a vector of length 1 to the mean that rounding explains
 COMPARED = 20_000  # rows from which near-duplicates are looked for within clusters alone
 
 
@@ -71,7 +72,15 @@ def unique_rows(
 
 
 def centered(embeddings: Float[np.ndarray, "rows dim"], *others: np.ndarray) -> list[np.ndarray]:
-    """Return rows, and those of other arrays, without the mean of the former, L2-normalized."""
+    """Return rows, and those of other arrays, without the mean of the former, L2-normalized.
+
+    Rows that are the mean stay as they are, such as those of one image that all others repeat; so do all, where there are fewer than two.
+    """
     if len(embeddings) < 2:
         return [embeddings, *others]
-    return [normalized(some - embeddings.mean(axis=0)) for some in (embeddings, *others)]
+    mean = embeddings.mean(axis=0)
+    parts = [(some, some - mean) for some in (embeddings, *others)]
+    return [
+        normalized(np.where(np.linalg.norm(moved, axis=1, keepdims=True) > SAME_AS_MEAN, moved, some))
+        for some, moved in parts
+    ]
