@@ -74,7 +74,8 @@ def unique_rows(
 def centered(embeddings: Float[np.ndarray, "rows dim"], *others: np.ndarray) -> list[np.ndarray]:
     """Return rows, and those of other arrays, without the mean of the former, L2-normalized.
 
-    Rows that are the mean stay as they are, such as those of one image that all others repeat; so do all, where there are fewer than two.
+    Rows that are the mean stay as they are, such as those of an image that all others repeat; so do all, where there
+    are fewer than two.
     """
     if len(embeddings) < 2:
         return [embeddings, *others]
