@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,3 +84,14 @@ def test_texts_come_from_the_whole_pool_and_one_cluster_equals_flat_search(docum
     capped = replace(OPEN, cluster_cap=4, num_image_clusters=3).pair_documents(pools, MODELS)
     assert len(capped.balanced) == 12
     assert replace(OPEN, similarity=(0.0, 0.9)).pair_documents(pools, MODELS).images == []  # all fit better
+
+
+def test_a_caption_is_that_of_the_image_whose_text_it_leads(documents: Path) -> None:
+    pools = pools_of(from_path(documents), range(60), OPEN.rejects)
+
+    def captions(images: Sequence[bytes]) -> list[str]:
+        return [f"painted in {list(COLORS)[place]}" for place in embed_images(images)[:, :3].argmax(axis=1)]
+
+    paired = replace(OPEN, num_tags=0).pair_documents(pools, replace(MODELS, captions=captions))
+    for place, text in zip(paired.images, paired.synthetic, strict=True):
+        assert text.startswith(f"Painted in {list(COLORS)[pools.images[place].row % 3]}: ")
