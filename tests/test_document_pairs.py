@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from format_samples import png
 from polymodal.corpora import from_path
@@ -20,17 +22,13 @@ from polymodal.curation.hierarchical_retrieval import ClusterIndex, flat_search,
 from polymodal.curation.hub_language_models import CausalPerplexity, ChatModelMerger
 from polymodal.curation.merged_texts import mine_tags, template_merger, top_tags
 from polymodal.curation.mixed_documents import CaptionedImage, mixed_documents, retrieval_precision
-from polymodal.curation.perplexity_filter import cross_fitted_perplexities, in_interval
 from polymodal.curation.quality import words_of
-from polymodal.curation.semantic_duplicates import duplicate_components, first_of_components, near_any
-from polymodal.curation.sentences import (
-    SentenceRules,
-    UnigramModel,
-    caption_complexity,
-    count_words,
-    first_of_each,
-    has_action,
-    split_sentences,
+from polymodal.curation.semantic_duplicates import (
+    centered,
+    duplicate_components,
+    first_of_components,
+    near_any,
+    unique_rows,
 )
 from polymodal.errors import UserError
 from tiny_checkpoints import TEXT_MODELS, save, save_decoder_tokenizer
@@ -38,62 +36,6 @@ from tiny_checkpoints import TEXT_MODELS, save, save_decoder_tokenizer
 
 def vectors(rows: int, dim: int = 6, seed: int = 0) -> np.ndarray:
     return normalized(np.random.default_rng(seed).normal(size=(rows, dim)))
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("One car. Two cars!  Three?", ["One car.", "Two cars!", "Three?"]),
-        (
-            "Dr. Who met J. Smith at 3.5 p.m. in May. It rained.",
-            ["Dr. Who met J. Smith at 3.5 p.m. in May.", "It rained."],
-        ),
-        ('He said "Stop." Then he left', ['He said "Stop."', "Then he left"]),
-        ("first line\n\nsecond  line", ["first line", "second line"]),
-        ("这是狗。那是猫！好", ["这是狗。", "那是猫！", "好"]),
-        ("هل هذا كلب؟ نعم", ["هل هذا كلب؟", "نعم"]),
-        ("e.g. version 2.0 is out... and more", ["e.g. version 2.0 is out... and more"]),
-        ("  \n", []),
-    ],
-)
-def test_sentences_are_extracted(text: str, sentences: list[str]) -> None:
-    assert split_sentences(text) == sentences
-
-
-def test_rules_of_a_sentence() -> None:
-    rules = SentenceRules(min_complexity=1, require_action=True)
-    reasons = {
-        "a cat 😀 sits here": "emoji",
-        "read it on example.com now": "url",
-        "two words": "min_words",
-        "word " * 82: "max_words",
-        "and the or": "min_complexity",
-        "the red cat": "require_action",
-        "a cat is on a mat": None,
-    }
-    assert {text: rules.why_not(text) for text in reasons} == reasons
-    assert SentenceRules().why_not("word " * 81) is None
-    assert count_words("这是狗 dog") == 4
-    assert caption_complexity("dog and cat") == 0
-    assert caption_complexity("dog on mat") == 1
-    assert caption_complexity("a red dog on a mat") == 2
-    assert has_action("a dog running") and not has_action("a red dog")  # noqa: PT018
-
-
-def test_the_entropy_is_a_sum_over_words_with_the_probabilities_of_the_corpus() -> None:
-    sentences = ["the cat sat", "the dog sat down", "a bird"]
-    counts = Counter(word for sentence in sentences for word in sentence.split())
-    expected = 0.0
-    for word in ["the", "cat", "the"]:
-        p = counts[word] / 9
-        expected -= p * math.log(p)
-    model = UnigramModel.fit(sentences)
-    assert model.entropy("The cat, the zebra!") == pytest.approx(expected)
-    assert model.entropy("the cat sat on") > model.entropy("the cat")  # not the entropy of its own histogram
-
-
-def test_repeated_sentences_and_those_of_evaluations_go() -> None:
-    assert first_of_each(["A cat.", "a  cat!", "a dog", "A cat 2", "A cat 3"], excluded=["a DOG."]) == [0, 3, 4]
 
 
 def test_near_duplicates_are_the_components_of_a_plain_union_find() -> None:
@@ -111,6 +53,37 @@ def test_near_duplicates_are_the_components_of_a_plain_union_find() -> None:
     apart = duplicate_components(points, threshold, within=np.array([0, 0, 1, 0, 1, 0]))
     assert first_of_components(apart).tolist() == [True, True, True, False, True, True]
     assert near_any(points, points[:1], threshold).tolist() == [True, False, False, True, False, False]
+
+
+def test_centered_rows_that_are_all_alike_are_duplicates() -> None:
+    alike = normalized(np.tile([[3.0, 1.0, 2.0]], (3, 1))).astype(np.float32)
+    assert unique_rows(centered(alike)[0], 0.97).tolist() == [True, False, False]
+    rows = vectors(40) + 5.0  # in a narrow cone
+    assert unique_rows(normalized(rows), 0.9).sum() < 40
+    assert unique_rows(centered(normalized(rows))[0], 0.9).sum() > unique_rows(normalized(rows), 0.9).sum()
+    assert centered(alike[:1], alike)[1].tolist() == alike.tolist()
+
+
+def test_links_of_all_rows_take_little_memory() -> None:
+    rows = np.repeat(np.eye(3), 2000, axis=0)
+    tracemalloc.start()
+    components = duplicate_components(rows, 0.9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert components.tolist() == np.repeat([0, 1, 2], 2000).tolist()
+    assert peak < 80e6  # 6 million links have 180 MB
+
+
+def test_components_within_several_blocks_are_those_of_scipy() -> None:
+    rows = normalized(np.random.default_rng(0).normal(size=(1500, 4)))
+    expected = connected_components(rows @ rows.T >= 0.99, directed=False)[1]
+    found = duplicate_components(rows, 0.99)
+    assert 100 < len(np.unique(expected)) < 1400
+    assert (
+        len({*zip(found.tolist(), expected.tolist(), strict=True)})
+        == len({*expected.tolist()})
+        == len({*found.tolist()})
+    )
 
 
 def test_two_level_retrieval_costs_the_centers_and_one_cluster() -> None:
@@ -179,16 +152,6 @@ def test_tags_are_given_or_frequent_and_the_nearest_of_an_image() -> None:
     assert top_tags(np.eye(3)[:2], tags[:0], [], 2) == [[], []]
 
 
-def test_perplexities_are_kept_inside_an_interval_or_quantiles() -> None:
-    values = np.array([10.0, 30, 50, 200, 201])
-    assert in_interval(values, 30, 200).tolist() == [False, True, True, True, False]
-    assert in_interval(values, 0, 1, quantile=0.25).tolist() == [False, True, True, True, False]
-    good = [f"the {a} cat sat on the {b} mat" for a in ("red", "big", "old") for b in ("new", "wet", "dry")]
-    scored = cross_fitted_perplexities([*good, "zqx vvk jjw qqp xxz"], pieces=300)
-    assert scored[-1] > 2 * max(scored[:-1])
-    assert len(cross_fitted_perplexities(["alone"])) == 1
-
-
 def test_perplexity_of_a_causal_language_model_in_a_plain_loop(tmp_path: Path) -> None:
     model = TEXT_MODELS["gpt2"]()
     from transformers import GPT2LMHeadModel
@@ -204,6 +167,15 @@ def test_perplexity_of_a_causal_language_model_in_a_plain_loop(tmp_path: Path) -
     assert perplexity(["a red cat"]) == [pytest.approx(math.exp(-total / (len(ids) - 1)), rel=1e-4)]
     with pytest.raises(UserError, match="has no chat template"):
         ChatModelMerger(str(tmp_path))
+    perplexity.tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    perplexity.tokenizer.save_pretrained(tmp_path / "chat")
+    perplexity.model.save_pretrained(tmp_path / "chat")
+    merger, requests = ChatModelMerger(str(tmp_path / "chat"), max_new_tokens=2), []
+    merger.chat.answer = lambda messages: requests.append(messages) or "  a red\n cat "
+    assert merger("a cat", "on a mat", ["red", "mat"]) == "a red cat"
+    assert requests[0][1]["content"] == "Sentence: a cat\nCaption: on a mat\nTags: red, mat"
+    merger.chat.answer = lambda messages: " "
+    assert merger("a cat", "", []) == "a cat"
     with pytest.raises(UserError, match="is no causal language model that can be read"):
         CausalPerplexity(str(tmp_path / "nothing"))
 
@@ -224,6 +196,10 @@ def test_documents_of_users_become_pools(tmp_path: Path) -> None:
     assert [(image.row, image.piece) for image in pools.images] == [(0, 1), (1, 0)]
     assert pools.data(pools.images[0]) != pools.data(pools.images[1])
     assert pools_of(corpus, range(2), lambda width, height: "small").rejected == {"small": 2}
+    (tmp_path / "0.png").write_bytes(png(0)[:-30])  # pixels are missing, the header is whole
+    damaged = pools_of(corpus, range(2), lambda width, height: None)
+    assert ([image.row for image in damaged.images], damaged.rejected) == ([1], {"unreadable": 1})
+    assert len(damaged.sentences) == 4
 
 
 def test_finished_shards_are_not_computed_again(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def test_documents_are_paired_and_trained_on_by_commands(
         ("nowhere", "--encoder", str(tmp_path / "clip")): "no file or folder nowhere",
         (out, "--encoder", str(tmp_path / "clip")): "has no interleaved column",
         (str(documents), "--encoder", str(tmp_path / "clip"), "--min-side", "99"): "too small",
+        (str(documents), "--encoder", str(tmp_path / "clip"), "--min-side", "16", "--min-entropy", "9"): "entropy",
+        (str(documents), "--encoder", str(tmp_path / "clip"), "--perplexity-quantile", "0.6"): "below 0.5",
+        (str(documents), "--encoder", str(tmp_path / "clip"), "--perplexity", "200", "30"): "smallest number first",
         (str(documents), "--encoder", str(tmp_path / "clip"), "--num-tagz", "3"): "--num-tagz",
     }
     for words, message in bad.items():

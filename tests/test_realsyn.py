@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-import polymodal as pm
-from polymodal.claims import realsyn as claims
 from polymodal.corpora import from_path
 from polymodal.curation.document_pairs import PairingModels, pools_of
-from polymodal.data.columns.text import LearnedTokenizer, TextColumn
-from polymodal.errors import UserError
-from polymodal.modalities.text import Caption
 from polymodal.recipes.data_curation.realsyn import Recipe
-from polymodal.rng import ExampleRNG
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220)}
 OPEN = Recipe(min_side=16, min_entropy=0.0, perplexity_quantile=0.0, perplexity=(0.0, 1e9), similarity_quantile=0.0,
@@ -62,11 +57,8 @@ def test_the_paper_has_the_published_thresholds() -> None:
     published = Recipe.paper()
     assert (published.perplexity, published.perplexity_quantile, published.min_entropy) == ((30, 200), 0, 0.3)
     assert (published.similarity, published.similarity_quantile, published.num_retrieved) == ((0.51, 0.61), 0, 3)
-    assert (published.num_text_clusters, published.num_image_clusters, published.cluster_cap) == (
-        2_000_000,
-        1_000_000,
-        20,
-    )
+    clusters = published.num_text_clusters, published.num_image_clusters, published.cluster_cap
+    assert clusters == (2_000_000, 1_000_000, 20)
     assert [published.rejects(*size) for size in ((99, 200), (100, 301), (300, 100), (100, 100))] == [
         "too small", "aspect ratio", None, None,
     ]  # fmt: skip
@@ -91,19 +83,15 @@ def test_texts_come_from_the_whole_pool_and_one_cluster_equals_flat_search(docum
     assert excluded[0] not in without.texts
     capped = replace(OPEN, cluster_cap=4, num_image_clusters=3).pair_documents(pools, MODELS)
     assert len(capped.balanced) == 12
-    assert (
-        replace(OPEN, similarity=(0.0, 0.9), cluster_cap=1).pair_documents(pools, MODELS).images == []
-    )  # all fit better
+    assert replace(OPEN, similarity=(0.0, 0.9)).pair_documents(pools, MODELS).images == []  # all fit better
 
 
-def test_arms_of_the_claim_differ_in_texts_or_images_alone() -> None:
-    arms = {"baseline": claims.claim.baseline, **claims.claim.further}
-    for arm in arms.values():
-        assert replace(arm, texts=claims.claim.treatment.texts, subset="balanced") == claims.claim.treatment
-    texts = [Caption(tag, tag) for tag in (claims.LOCAL, *claims.REAL, claims.SYNTHETIC)]
+def test_a_caption_is_that_of_the_image_whose_text_it_leads(documents: Path) -> None:
+    pools = pools_of(from_path(documents), range(60), OPEN.rejects)
 
-    column, examples = TextColumn(LearnedTokenizer(300, 24)), [{"text": texts}] * 40
-    chosen = replace(arms["T_r1-3"], word_dropout=0.0).sample_captions(examples, column, ExampleRNG.of(0, 0, 40))
-    assert {*chosen} == {*claims.REAL}
-    with pytest.raises(UserError, match="trains nothing; use it with: polymodal curate realsyn DOCUMENTS"):
-        pm.recipes.find_method("realsyn")
+    def captions(images: Sequence[bytes]) -> list[str]:
+        return [f"painted in {list(COLORS)[place]}" for place in embed_images(images)[:, :3].argmax(axis=1)]
+
+    paired = replace(OPEN, num_tags=0).pair_documents(pools, replace(MODELS, captions=captions))
+    for place, text in zip(paired.images, paired.synthetic, strict=True):
+        assert text.startswith(f"Painted in {list(COLORS)[pools.images[place].row % 3]}: ")

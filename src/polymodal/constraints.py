@@ -22,6 +22,8 @@ Port = Annotated[int, Interval(ge=0, le=65535)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 UnitInterval = Annotated[float, Interval(ge=0, le=1)]
+TailFraction = Annotated[float, Interval(ge=0, lt=0.5)]
+"""Fraction of the values at each of both ends."""
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 PositiveUnitInterval = Annotated[float, Interval(gt=0, le=1)]
 
@@ -32,6 +34,7 @@ class Increasing:
 
 UnitRange = Annotated[tuple[UnitInterval, UnitInterval], Increasing()]
 """A smallest and a largest one."""
+NonNegativeRange = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Increasing()]
 
 
 def validate_constraints(options: Any, prefix: str = "") -> None:

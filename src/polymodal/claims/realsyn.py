@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,7 +37,8 @@ LOCAL, SYNTHETIC, REAL = "en-x-local", "en-x-syn", ("en-x-real1", "en-x-real2", 
 FILLERS, NUM_TAGS = 4000, 200
 SENTENCES = ("the {name} with {keywords}", "{keywords} of the {name}", "a {name} for {keywords} in the book")
 # 400 sentences a cluster, as in the paper.
-_pipeline = Recipe(min_side=32, num_text_clusters=16, tag_vocabulary=2 * NUM_TAGS, cluster_cap=30)
+_pipeline = Recipe(min_side=32, num_text_clusters=16, tag_vocabulary=2 * NUM_TAGS)
+CAP_OF_MEAN = 180 / 168.3  # of RealSyn100M: 180 images at most of a cluster, 168.3 million images in 1 million clusters
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,15 @@ def paired_corpus(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     documents = open_saved(place) if is_saved(place) else save_corpus(place, about, interleaved, made)
     tags = mine_tags(texts_of(corpus, "train"), NUM_TAGS)  # what the encoder was trained on, as a tagger is on its tags
     models = PairingModels(*embedded_by(run), excluded=texts_of(corpus, "test"), tags=tags)
-    recipe = replace(_pipeline, seed=seed)
+    # There are sqrt(images) clusters, of as many images on average.
+    recipe = replace(_pipeline, seed=seed, cluster_cap=round(CAP_OF_MEAN * math.sqrt(len(images))))
     pools = pools_of(documents, documents.rows("train"), recipe.rejects)
     paired = recipe.pair_documents(pools, models)
     local = nearest_in_document(pools, paired, models)
     balanced = {*paired.balanced.tolist()}
-    at_random = {*rng.choice(len(paired.images), len(balanced), replace=False).tolist()}
+    # A generator of its own, as documents that were made before take nothing from the other one.
+    subset_rng = np.random.default_rng((seed, 1))
+    at_random = {*subset_rng.choice(len(paired.images), len(balanced), replace=False).tolist()}
     counts = paired.counts | precisions(images, pools, paired, local)
 
     def rows_of() -> Iterator[dict[str, Any]]:

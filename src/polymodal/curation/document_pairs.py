@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL import Image as PILImage
 
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
@@ -92,7 +93,8 @@ def _encoded(stored: Any, opened: Callable[[], Any]) -> bytes:
 
 
 def pools_of(corpus: Corpus, rows: Iterable[int], rejects: Rejects) -> DocumentPools:
-    """Break documents into images and sentences. A document with an image that cannot be read is left out, counted.
+    """Break documents into images and sentences. An image that is damaged is left out, counted; a document where what
+    stands for an image is none is left out as a whole.
 
     Raises UserError for a corpus without documents.
     """
@@ -106,12 +108,22 @@ def pools_of(corpus: Corpus, rows: Iterable[int], rejects: Rejects) -> DocumentP
             continue
         for place, piece in enumerate(pieces):
             if piece.figure is not None:
-                pools.rejected.update(filter(None, [reason := rejects(*piece.figure.size)]))
+                pools.rejected.update(filter(None, [reason := _why_not(piece.figure, rejects)]))
                 if reason is None:
                     pools.images.append(PooledImage(f"{corpus.key(row)}#{place}", row, place))
             if piece.text and piece.kind != "code":
                 pools.sentences += [PooledSentence(text, row) for text in split_sentences(piece.text)]
     return pools
+
+
+def _why_not(image: PILImage.Image, rejects: Rejects) -> str | None:
+    """Return why an image is left out: its size, or a damaged file, which is found when pixels are decoded."""
+    reason = rejects(*image.size)
+    try:
+        to_rgb(image)
+    except UnreadableExample:
+        return reason or "unreadable"
+    return reason
 
 
 def with_images_of(pools: DocumentPools, corpus: Corpus, rows: Iterable[int], rejects: Rejects) -> DocumentPools:
@@ -122,7 +134,7 @@ def with_images_of(pools: DocumentPools, corpus: Corpus, rows: Iterable[int], re
     column, images, rejected = corpus.column_with(Image), [], Counter[str]()
     for row in map(int, rows):
         try:
-            reason = rejects(*corpus.value(row, column).size)
+            reason = _why_not(corpus.value(row, column), rejects)
         except UnreadableExample:
             reason = "unreadable"
         if reason is None:
@@ -150,6 +162,13 @@ class PairingModels:
     tags: Sequence[str] = ()
     excluded: Sequence[str] = ()
     version: str = ""
+
+    def merged(self, pools: DocumentPools, parts: Sequence[tuple[PooledImage, str, Sequence[str]]]) -> list[str]:
+        """Return one text of each image, its real sentence and its tags, with a caption where there is a captioner."""
+        captions: Sequence[str] = [""] * len(parts)
+        if self.captions is not None:
+            captions = self.captions([pools.data(image) for image, _, _ in parts])
+        return [self.merge(text, caption, tags) for (_, text, tags), caption in zip(parts, captions, strict=True)]
 
 
 def embedded_by(run: Run) -> tuple[Callable[[Sequence[bytes]], np.ndarray], Callable[[Sequence[str]], np.ndarray]]:
@@ -270,7 +289,7 @@ def write_pairs(
     balanced. images: a plain corpus whose images are paired instead of those of the documents, split by split.
     further: settings that identify this run. Raises UserError for a folder that is not empty, and when nothing is left.
     """
-    out = Path(out)
+    out, left_out = Path(out), Counter[str]()
     aside = out.with_name(f".{out.name}.pairing")
     check_empty(out)
     corpus.column_with(Interleaved)  # raises UserError for a corpus without documents
@@ -284,7 +303,6 @@ def write_pairs(
     }
     _begin(aside, settings)
     counts: dict[str, dict[str, float]] = {}
-    left_out = Counter[str]()
 
     def rows() -> Iterator[dict[str, Any]]:
         for split in corpus.splits:
@@ -314,9 +332,17 @@ def write_pairs(
     remove_folder(aside)
     if not len(written):
         remove_folder(out)
-        reasons = ", ".join(f"{name} {number:,}" for name, number in left_out.most_common())
-        raise UserError(f"No image of {corpus.name} is left with a text ({reasons or 'there are no images or texts'}).")
+        raise UserError(f"No image of {corpus.name} is left with a text ({_reasons(left_out, counts)}).")
     return written, counts
+
+
+def _reasons(images: Counter[str], counts: Mapping[str, Mapping[str, float]]) -> str:
+    """Return why images and sentences were left out, and how many."""
+    reasons = Counter({f"images left out: {name}": number for name, number in images.items()})
+    for of_split in counts.values():
+        reasons.update({name: int(n) for name, n in of_split.items() if name.startswith("sentences left out")})
+    listed = ", ".join(f"{name} {number:,}" for name, number in (+reasons).most_common())
+    return listed or "there are no images or texts"
 
 
 def _rows_of(pools: DocumentPools, paired: Paired, language: str) -> Iterator[dict[str, Any]]:

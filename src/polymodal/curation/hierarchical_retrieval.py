@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 MINI_BATCH_ROWS = 20_000  # rows from which K-means takes mini-batches
 BLOCK = 1024  # queries of a flat search at once
+MAX_COMPARED = 1000  # queries whose retrieval is compared with flat search
 NOTHING = -1  # in the place of a row, where a cluster has fewer rows than are wanted
 
 
@@ -127,3 +128,12 @@ def retrieval_recall(retrieved: Retrieved, exact: Retrieved) -> float:
         for one, other in zip(retrieved.rows, exact.rows, strict=True)
     ]
     return sum(both) / max(int((exact.rows != NOTHING).sum()), 1)
+
+
+def recall_of_flat_search(
+    retrieved: Retrieved, queries: Float[np.ndarray, "queries dim"], embeddings: Float[np.ndarray, "rows dim"]
+) -> float:
+    """Return the recall of a search, over at most 1,000 queries that are evenly spaced."""
+    sample = slice(None, None, -(-len(queries) // MAX_COMPARED) or 1)
+    exact = flat_search(queries[sample], embeddings, retrieved.rows.shape[1])
+    return retrieval_recall(Retrieved(*(part[sample] for part in retrieved)), exact)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polymodal.curation.hierarchical_retrieval import flat_search
-from polymodal.curation.quality import words_of
+from polymodal.curation.quality import is_special, words_of
 from polymodal.curation.sentences import FUNCTION_WORDS, content_words
 
 Merger = Callable[[str, str, Sequence[str]], str]
@@ -21,7 +21,8 @@ NUM_FREQUENT = 50  # words of other languages than English that are too frequent
 def mine_tags(sentences: Iterable[str], count: int, base: Sequence[str] = (), stop_words: bool = True) -> list[str]:
     """Return tags: the given ones, then the most frequent content words of sentences, `count` in all.
 
-    The paper doubles the vocabulary of its tagger in this way. stop_words: leave out English function words; else the
+    The paper doubles the vocabulary of its tagger in this way. Words are what spaces separate, so that Chinese and
+    Japanese sentences give none. stop_words: leave out English function words; else the
     50 most frequent words.
     """
     counts = Counter(word for sentence in sentences for word in {*words_of(sentence)})
@@ -30,7 +31,7 @@ def mine_tags(sentences: Iterable[str], count: int, base: Sequence[str] = (), st
     mined = [
         word
         for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        if word not in frequent and len(word) > 2 and word.isalpha() and word not in given
+        if word not in frequent and len(word) > 2 and not any(map(is_special, word)) and word not in given
     ]
     return [*given, *mined][: max(count, len(given))]
 

@@ -38,5 +38,6 @@ def in_interval(
     Thresholds of the paper belong to its models; quantiles stand in for them where the models are others.
     """
     if quantile and len(values):
-        low, high = np.quantile(values, (quantile, 1 - quantile), method="lower").tolist()
+        low = float(np.quantile(values, quantile, method="lower"))
+        high = float(np.quantile(values, 1 - quantile, method="higher"))  # as many above as below
     return (values >= low) & (values <= high)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
 
 from polymodal.curation.quality import words_of
 
@@ -25,7 +29,10 @@ her their our your my me him them us who whom whose which what when where why ho
 ABBREVIATIONS, PREPOSITIONS = frozenset(_ABBREVIATED.split()), frozenset(_BEFORE_NOUNS.split())
 AUXILIARIES = frozenset(_BESIDE_VERBS.split())
 FUNCTION_WORDS = PREPOSITIONS | AUXILIARIES | frozenset(_OTHERS.split())
-EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\ufe0f\u200d]")
+NUMBERED = frozenset(("no", "nos"))  # words of their own, too, unless a number follows
+ABBREVIATION_LENGTH = 12  # characters before a full stop that are read, with an opening bracket
+# The joiner U+200D is none: Sinhala, Malayalam and Persian are spelt with it.
+EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\ufe0f]")
 URL = re.compile(r"(?i)\bhttps?://|\bwww\.|\b[\w-]+\.(?:com|org|net|edu|gov|io|info|html?)\b")
 
 
@@ -41,7 +48,10 @@ def split_sentences(text: str) -> list[str]:
             match.end()
             for pattern in (WESTERN_END, CJK_END)
             for match in pattern.finditer(line)
-            if not _abbreviates(line[: match.start() + 1])
+            if not _abbreviates(
+                line[max(match.start() - ABBREVIATION_LENGTH, 0) : match.start() + 1],
+                line[match.end() : match.end() + 1],
+            )
         )
         for end in [*ends, len(line)]:
             sentence = " ".join(line[start:end].split())
@@ -51,23 +61,31 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def _abbreviates(before: str) -> bool:
-    """Return whether a text ends with an abbreviation or an initial and its full stop."""
+def _abbreviates(before: str, after: str) -> bool:
+    """Return whether a text ends with an abbreviation or an initial and its full stop. after: the next character."""
     if not before.endswith("."):
         return False
     last = before[:-1].split()[-1:] or [""]
     word = last[0].lstrip("(\"'“‘[")
+    if word.lower() in NUMBERED:
+        return after.isdigit()
     return word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isupper())
+
+
+def with_spaces(text: str) -> str:
+    """Return a text with a space around each Chinese or Japanese character, which counts as a word."""
+    return CJK.sub(r" \g<0> ", text)
 
 
 def count_words(sentence: str) -> int:
     """Return the number of words; each Chinese or Japanese character is one."""
-    return len(CJK.findall(sentence)) + len(CJK.sub(" ", sentence).split())
+    return len(with_spaces(sentence).split())
 
 
 def normalize_sentence(sentence: str) -> str:
-    """Return lower-case words and numbers alone, by which perceptual duplicates are found."""
-    return " ".join(re.findall(r"\w+", sentence.lower()))
+    """Return lower-case words and numbers alone, by which perceptual duplicates are found; vowel signs stay."""
+    plain = (character if unicodedata.category(character)[0] in "LMN" else " " for character in sentence.lower())
+    return " ".join("".join(plain).split())
 
 
 def content_words(text: str) -> list[str]:
@@ -130,15 +148,36 @@ class SentenceRules:
         return None
 
 
+@dataclass
+class SentencePool:
+    """Sentences that are left, with their embeddings at the end. rejected: those that were left out, by reason."""
+
+    texts: list[str]
+    embeddings: Float[np.ndarray, "sentences dim"] = field(default_factory=lambda: np.zeros((0, 1), np.float32))
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def apply(self, rules: SentenceRules) -> None:
+        """Leave out the sentences that a rule rejects."""
+        reasons = [rules.why_not(sentence) for sentence in self.texts]
+        self.rejected.update(reason for reason in reasons if reason is not None)
+        self.texts = [sentence for sentence, reason in zip(self.texts, reasons, strict=True) if reason is None]
+
+    def keep(self, reason: str, kept: Sequence[bool] | Bool[np.ndarray, " sentences"]) -> None:
+        """Leave out all other sentences, for a reason."""
+        left = [sentence for sentence, keep in zip(self.texts, kept, strict=True) if keep]
+        self.rejected[reason] += len(self.texts) - len(left)
+        self.texts = left
+
+
 @dataclass(frozen=True)
 class UnigramModel:
-    """Unigram probabilities of a set of sentences."""
+    """Unigram probabilities of a set of sentences; each Chinese or Japanese character is a word."""
 
     probabilities: dict[str, float]
 
     @classmethod
     def fit(cls, sentences: Iterable[str]) -> UnigramModel:
-        counts = Counter(word for sentence in sentences for word in words_of(sentence))
+        counts = Counter(word for sentence in sentences for word in words_of(with_spaces(sentence)))
         total = max(counts.total(), 1)
         return cls({word: count / total for word, count in counts.items()})
 
@@ -147,7 +186,7 @@ class UnigramModel:
 
         It is no entropy of the sentence's own histogram: every further word adds to it. Unseen words add nothing.
         """
-        values = (self.probabilities.get(word, 0.0) for word in words_of(sentence))
+        values = (self.probabilities.get(word, 0.0) for word in words_of(with_spaces(sentence)))
         return sum(-p * math.log(p) for p in values if p > 0)
 
 

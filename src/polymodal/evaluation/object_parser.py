@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from polymodal.corpora._wordnet import WordNet, wordnet
-from polymodal.errors import UserError, needs
 from polymodal.evaluation.coco import COCO_CLASSES
+from polymodal.evaluation.language_models import ChatModel
 
 MAX_NOUN_WORDS = 3
 _PLACES = """left right top bottom centre center middle side front back foreground background corner edge upper lower"""
@@ -85,22 +85,7 @@ class ChatModelParser:
 
         Raises UserError when it cannot be read, or has no chat template.
         """
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as error:
-            raise needs("transformers", "pretrained", f"--object-parser {name}") from error
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            self.model = AutoModelForCausalLM.from_pretrained(
-                name, trust_remote_code=False, use_safetensors=True
-            ).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"'{name}' is no causal language model that can be read: {str(error).splitlines()[0]}"
-            ) from error
-        if not self.tokenizer.chat_template:
-            raise UserError(f"'{name}' has no chat template; name a language model that was tuned for chats.")
-        self.max_new_tokens = max_new_tokens
+        self.chat = ChatModel(name, f"--object-parser {name}", max_new_tokens)
 
     def parse_caption(self, caption: str) -> str:
         return self._answer("this caption describes", [caption])
@@ -116,11 +101,7 @@ class ChatModelParser:
         return [*conversation, {"role": "user", "content": "\n".join(captions)}]
 
     def _answer(self, what: str, captions: Sequence[str]) -> str:
-        inputs: Any = self.tokenizer.apply_chat_template(
-            self.messages(what, captions), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        return str(self.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        return self.chat.answer(self.messages(what, captions))
 
 
 @functools.lru_cache(maxsize=2)
