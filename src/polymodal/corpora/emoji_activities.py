@@ -64,8 +64,8 @@ def emoji_activities() -> Corpus:
 
 def activity_of(name: str) -> str | None:
     """Return the class of an emoji by its English name; None where no words of exactly one class are in it."""
-    found = [activity for activity, pattern in PATTERNS.items() if pattern.search(name)]
-    return found[0] if len(found) == 1 else None
+    activities = [activity for activity, pattern in PATTERNS.items() if pattern.search(name)]
+    return activities[0] if len(activities) == 1 else None
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:

@@ -21,10 +21,18 @@ def rows_with_label(corpus: Corpus, split: str = "train") -> Int[np.ndarray, " r
     return rows[np.array(there, dtype=bool)]
 
 
+def check_labels(corpus: Corpus) -> None:
+    """Raise UserError without a labelled training row, and for shards and mixtures, whose order is their own."""
+    if type(corpus).parts is not Corpus.parts:
+        raise UserError(f"'{corpus.name}' is read in an order of its own; put all rows into one table.{corpus.hint}")
+    if not len(rows_with_label(corpus)):
+        raise UserError(f"No training example of '{corpus.name}' has a {corpus.label} to learn from.{corpus.hint}")
+
+
 def few_shot_rows(
     rows: Int[np.ndarray, " rows"], labels: Sequence[Any], count: int, seed: int
 ) -> Int[np.ndarray, " selected"]:
-    """Select rows at random, as many of each class as of any other, up to one; a class with fewer gives all that it has.
+    """Select rows at random, as many of each class as of any other, up to one; a smaller class gives all that it has.
 
     labels: of the rows. count: of all rows together; 0: all. Of the same seed, fewer rows are among the more.
     Raises UserError for fewer rows than classes, of which some would be missing.
