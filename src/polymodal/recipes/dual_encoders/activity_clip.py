@@ -45,10 +45,10 @@ from polymodal.modalities.text_augmentation import without_these_words, words_of
 from polymodal.recipes.dual_encoders._base import DualEncoderRecipe
 from polymodal.recipes.dual_encoders._label_classifiers import (
     CLIPClassifier,
-    TowerClassifier,
     LabelledImageBatch,
     MultimodalClassifier,
     PromptClassifier,
+    TowerClassifier,
 )
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -66,9 +66,7 @@ paper = Paper(
 
 @dataclass(frozen=True)
 class Recipe(DualEncoderRecipe):
-    image: ImageEncoderConfig = ImageEncoderConfig(
-        image_size=48, stem=(32, 64, 128), width=128, depth=1, pool_type="max"
-    )
+    image: ImageEncoderConfig = ImageEncoderConfig(48, stem=(32, 64, 128), width=128, depth=1, pool_type="max")
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     pretraining: Literal["captions", "shuffled_captions", "labels", "given", "none"] = "captions"
     """Stage A: contrast with captions; with those of other images (a control); a classifier of `pretraining_column`;
@@ -238,6 +236,5 @@ class Recipe(DualEncoderRecipe):
             pretraining_fraction=0.0,
             num_labels=228,
             batch_size=32,
-            tower_lr_scale=0.01,  # 1e-5
-            optimizer=OptimizerConfig(learning_rate=1e-3),
+            tower_lr_scale=0.01,  # 1e-5; the head has 1e-3
         )
