@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from polymodal.evaluation.classification import area_under_curve, balanced_accuracy
+from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, macro_f1
 from polymodal.evaluation.hallucination import average_precision
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, paired_difference
@@ -80,6 +80,18 @@ def balanced(rng: np.random.Generator) -> Run:
     def run() -> Score:
         right = 0.3 + 0.7 * difficulty + rng.normal(size=150) > 0
         return balanced_accuracy("", np.where(right, labels, (labels + 1) % 4), labels)
+
+    return run
+
+
+def macro_f1_of_classes(rng: np.random.Generator) -> Run:
+    """Classes of unequal size."""
+    labels = np.repeat(np.arange(4), (90, 38, 15, 7))
+    difficulty = rng.normal(size=150)
+
+    def run() -> Score:
+        right = 0.3 + 0.7 * difficulty + rng.normal(size=150) > 0
+        return macro_f1("", np.where(right, labels, rng.integers(0, 4, 150)), labels)
 
     return run
 
@@ -166,6 +178,7 @@ KINDS: dict[str, Kind] = {
     "accuracy": accuracy,
     "accuracy, questions by image": questions_of_images,
     "balanced accuracy": balanced,
+    "macro F1": macro_f1_of_classes,
     "bits per byte": bits_per_byte,
     "entity F1": entity_f1,
     "AUC, 50 and 50": area(50, 50),

@@ -66,7 +66,7 @@ def test_bash_completes_commands_recipes_and_flags(polymodal, tmp_path):
     assert completed("tr") == ["train"]
     assert completed("train", "spa") == ["sparc"]
     assert completed("train", "sparc", "--local-w") == ["--local-weight"]
-    assert completed("train", "sparc", "--corpus", "emoji_") == ["emoji_records"]
+    assert completed("train", "sparc", "--corpus", "emoji_r") == ["emoji_records"]
 
 
 def test_runs_are_completed_at_most_three_folders_deep(tmp_path, monkeypatch):

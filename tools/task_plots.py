@@ -68,6 +68,13 @@ CAPTIONER = replace(
 )
 EXAMPLES = (
     Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
+    Example(
+        "activity_clip",
+        "emoji_activities",
+        ("label_classification",),
+        40,
+        {"pretraining": "none", "tower_lr_scale": 1.0, "batch_size": 32},
+    ),
     Example("clippings", "emoji_records", ("linking",), 60),
     Example("simvg", "referring", ("referring",), 200),
     Example("inductive_moment_matching", "digits", ("image_generation",), 240, start=imm.claim.treatment),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.documents import documents
     from polymodal.corpora.driving import driving
     from polymodal.corpora.emoji import emoji
+    from polymodal.corpora.emoji_activities import emoji_activities
     from polymodal.corpora.emoji_records import emoji_records
     from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
@@ -88,6 +89,7 @@ __all__ = [
     "documents",
     "driving",
     "emoji",
+    "emoji_activities",
     "emoji_records",
     "firm_names",
     "from_path",

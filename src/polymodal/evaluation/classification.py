@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from polymodal.evaluation.statistics import Score
+from polymodal.evaluation.statistics import Score, ratio
 
 
 def prompt_ensemble(prompts: Sequence[Float[Tensor, "_ dim"]]) -> Float[Tensor, "classes dim"]:
@@ -44,6 +44,38 @@ def _mean_over_classes(values: np.ndarray, labels: np.ndarray) -> tuple[float, n
     of_class = counts[inverse]
     scale = len(labels) / (len(classes) * np.where(of_class > 1, (of_class * (of_class - 1.0)) ** 0.5, 1.0))
     return float(means.mean()), scale * (values - np.where(of_class > 1, means[inverse], means.mean()))
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Int[np.ndarray, "labels predicted"]:
+    """Count the examples of each class (rows) by predicted class (columns); those without a prediction in none."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    valid = predicted >= 0
+    np.add.at(counts, (labels[valid], predicted[valid]), 1)
+    return counts
+
+
+def macro_f1(name: str, predicted: np.ndarray, labels: np.ndarray) -> Score:
+    """The mean of F1 = 2 TP / (2 TP + FP + FN) over all classes that are a label or predicted (as scikit-learn).
+
+    The unit is an example, with its influence by leaving it out (jackknife). The chance level is that of a class at
+    random for every example.
+    """
+    classes = np.unique(np.concatenate([labels, predicted[predicted >= 0]]))
+    actual, valid = np.searchsorted(classes, labels), predicted >= 0
+    given, right = np.searchsorted(classes, np.where(valid, predicted, labels)), predicted == labels
+    positive = np.bincount(actual[right], minlength=len(classes))
+    both = np.bincount(actual, minlength=len(classes)) + np.bincount(given[valid], minlength=len(classes))
+    f1 = 2 * positive / both
+    left_out = np.full(len(labels), f1.sum())
+    counted = np.full(len(labels), len(classes))
+    # Without an example, F1 of its class changes, and that of another class which was predicted for it.
+    for place, changed in ((actual, np.ones_like(right)), (given, valid & ~right)):
+        remaining = both[place] - 1 - right
+        left_out += np.where(changed, ratio(2 * (positive[place] - right), remaining) - f1[place], 0)
+        counted -= changed & (remaining == 0)
+    rates = np.bincount(actual, minlength=len(classes)) / len(labels)
+    chance = float(np.mean(2 * rates / len(classes) / (rates + 1 / len(classes))))
+    return Score.from_jackknife(name, float(f1.mean()), ratio(left_out, counted), chance)
 
 
 def area_under_curve(name: str, likely: Float[np.ndarray, "examples classes"], labels: np.ndarray) -> Score:

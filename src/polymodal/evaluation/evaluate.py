@@ -101,8 +101,8 @@ def write_plots(run: Run, corpus: Corpus, folder: Path) -> list[Path]:
 def validation(corpus: Corpus) -> Any:
     """What `train` calls now and then: a few scores of the validation split; None without one.
 
-    They are those of the first applicable task that has a validation form. Of a large split, the same
-    `MAX_VALIDATION_EXAMPLES` examples are used each time.
+    They are those of the task that the method names (`validation_task`), else of the first applicable one that has a
+    validation form. Of a large split, the same `MAX_VALIDATION_EXAMPLES` examples are used each time.
     """
     if not len(corpus.splits.get("validation", ())):
         return None
@@ -112,9 +112,10 @@ def validation(corpus: Corpus) -> Any:
     def metrics(method: nn.Module, processor: Processor) -> Mapping[str, Score]:
         reader = readers.setdefault(id(processor), Reader(corpus, processor))
         inputs = TaskInputs(method, processor, reader)
-        for task in applicable_tasks(inputs):
-            if task.validate is not None:
-                return {score.name: score for score in task.described(task.validate(inputs))}
+        named = tasks.entries().get(getattr(method, "validation_task", ""))
+        for task in sorted(applicable_tasks(inputs), key=lambda task: task is not named):
+            if task.validate is not None and (scores := task.validate(inputs)):
+                return {score.name: score for score in task.described(scores)}
         return {}
 
     return metrics

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
@@ -195,6 +195,20 @@ def text_panel(lines: Sequence[str | Line], title: str = "") -> Panel:
             offset = (0, -1.3 * FONT_SIZE * number)
             style = {"va": "top", "fontsize": FONT_SIZE, "color": color, "textcoords": "offset points"}
             axes.annotate(escaped(text), (0, 1), offset, xycoords="axes fraction", **style)
+
+    return Panel(draw, title)
+
+
+def matrix_panel(counts: Int[np.ndarray, "rows columns"], title: str = "") -> Panel:
+    """A matrix of counts, such as a confusion matrix: darker for more, by row, with numbers of rows and columns."""
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+    def draw(axes: Any) -> None:
+        axes.imshow(fractions, cmap="Greys", vmin=0, vmax=1.3, aspect="auto")
+        for (row, column), count in np.ndenumerate(counts) if len(counts) <= 8 else ():
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=FONT_SIZE - 1, color=NEUTRAL)
+        for number in range(len(counts)) if len(counts) <= 8 else ():
+            axes.text(-0.46, number - 0.46, str(number + 1), va="top", fontsize=FONT_SIZE - 3, color=NOTE)
 
     return Panel(draw, title)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,16 @@ def augment_text(
             index, options = candidates[int(rng.integers(len(candidates)))]
             words[index] = options[int(rng.integers(len(options)))]
     return " ".join(words)
+
+
+def words_of(texts: Iterable[str]) -> frozenset[str]:
+    """Return the words of texts, in lower case; _ parts words."""
+    return frozenset(re.findall(r"\w+", " ".join(texts).replace("_", " ").lower()))
+
+
+def without_these_words(text: str, words: Set[str]) -> str:
+    """Remove words from a text, whatever their case and the marks beside them. words: in lower case."""
+    return " ".join(word for word in text.split() if not words & words_of([word]))
 
 
 def report_sentences(text: str) -> list[str]:

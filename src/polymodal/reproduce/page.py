@@ -127,6 +127,9 @@ def own_data(entry: recipes.Entry) -> list[str]:
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"
+    elif hasattr(kind, "pretrain_on"):
+        needs = f"A table with images, a label of some of them, and captions of the others ({columns})."
+        path = "labelled.csv"
     elif "label" in entry.modalities:
         needs = f"A table with images, texts, and a label that records of one thing share ({columns})."
         path = "records"

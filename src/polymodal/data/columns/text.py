@@ -115,6 +115,20 @@ class TextColumn(TokenizedColumn):
         return self.tokenizer.decode(Tokens.of([list(row) or [0] for row in rows]))
 
 
+class ShuffledTextColumn(TextColumn):
+    """Captions of other training examples, always the same, as a control: images and texts as before, unaligned.
+
+    Examples of other splits keep their own.
+    """
+
+    def load(self, corpus: Corpus, row: int) -> list[Caption]:
+        rows = corpus.rows("train")
+        if getattr(self, "_rows", None) is not rows:
+            order = np.random.default_rng(0).permutation(rows)
+            self._rows, self._other = rows, dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+        return super().load(corpus, self._other.get(row, row))
+
+
 def _sample_captions(rows: list[Any], modality: Text) -> Iterator[str]:
     """Sample captions as training does, so that rare languages do not take the vocabulary of frequent ones."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ method that classifies by itself was trained already, so that for it only test r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from polymodal.data.loader import Reader
-from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, linear_probe, predicted_classes
+from polymodal.evaluation.classification import (
+    area_under_curve,
+    balanced_accuracy,
+    confusion_matrix,
+    linear_probe,
+    macro_f1,
+    predicted_classes,
+)
 from polymodal.evaluation.missing_modalities import (
     PROTOCOLS,
     RATES,
@@ -23,7 +30,7 @@ from polymodal.evaluation.missing_modalities import (
     columns_of,
     missing_cells,
 )
-from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, text_panel, value_panel
+from polymodal.evaluation.panels import EXAMPLES, Panels, clipped, matrix_panel, text_panel, value_panel
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Category, Image, Video
@@ -31,6 +38,8 @@ from polymodal.training.run import answers
 from polymodal.types import Batch, Example
 
 MAX_PLOT_TRAIN = 1000  # examples that the linear probe of a plot is fitted on
+MAX_PLOT_TEST = 1000  # examples of the confusion matrix of a plot
+MAX_CONFUSED = 5  # classes whose confusion matrix is among the scores; larger ones are drawn alone
 
 
 @runtime_checkable
@@ -91,8 +100,11 @@ def _scores(inputs: TaskInputs, parts: Mapping[str, Labelled], label: str, condi
 
     def add(split: str, task: str, likely: np.ndarray) -> None:
         labels = tests[split].labels
-        scores.append(balanced_accuracy(f"{split}/{task}/{condition}accuracy", predicted_classes(likely), labels))
+        predicted = predicted_classes(likely)
+        scores.append(balanced_accuracy(f"{split}/{task}/{condition}accuracy", predicted, labels))
         scores.append(area_under_curve(f"{split}/{task}/{condition}AUC", likely, labels))
+        if not condition and isinstance(inputs.method, CanClassify):
+            scores.extend(by_class(f"{split}/{task}", predicted, labels, _names(inputs)))
 
     if isinstance(inputs.method, CanClassify):
         for split, part in tests.items():
@@ -116,44 +128,86 @@ def _scores(inputs: TaskInputs, parts: Mapping[str, Labelled], label: str, condi
     return scores
 
 
+def by_class(task: str, predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[Score]:
+    """Macro F1, and of few classes the confusion matrix, each row in fractions of the examples of its class."""
+    scores = [macro_f1(f"{task}/macro_F1", predicted, labels)]
+    for number, name in enumerate(names if len(names) <= MAX_CONFUSED else ()):
+        of_class = predicted[labels == number]
+        for other, shown in enumerate(names if len(of_class) else ()):
+            cell = f"{task}/confusion/{name}_as_{shown}".replace(" ", "_")
+            scores.append(Score(cell, (of_class == other).astype(float), 1 / len(names), number == other))
+    return scores
+
+
+def _names(inputs: TaskInputs) -> Sequence[str]:
+    modality = inputs.corpus.columns[inputs.corpus.label or ""]
+    assert isinstance(modality, Category)
+    return modality.names
+
+
+def classification_validation(inputs: TaskInputs) -> list[Score]:
+    """Accuracy and macro F1 of a method that classifies by itself, on the validation split."""
+    label = inputs.corpus.label
+    assert label is not None
+    part = Labelled.of(inputs.reader, "validation", label)
+    if not (isinstance(inputs.method, CanClassify) and len(part.labels)):
+        return []
+    logits = answers(inputs.method, inputs.processor, "classify", columns_of(part.examples))
+    predicted, task = predicted_classes(torch.cat(logits).numpy()), f"validation/classify_{label}"
+    accuracy = balanced_accuracy(f"{task}/accuracy", predicted, part.labels)
+    return [accuracy, macro_f1(f"{task}/macro_F1", predicted, part.labels)]
+
+
 def _features(inputs: TaskInputs, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     batches = answers(inputs.method, inputs.processor, "features", columns_of(examples))
     return {name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]}
 
 
 def plot(inputs: TaskInputs) -> Panels:
-    """Test examples with the predicted class: by the method itself, else by a linear probe of all its features."""
+    """Test examples with the predicted class: by the method itself, else by a linear probe of all its features.
+
+    Below is the confusion matrix of the test split.
+    """
     label, corpus, reader = inputs.corpus.label, inputs.corpus, inputs.reader
     assert label is not None
-    modality = corpus.columns[label]
-    assert isinstance(modality, Category)
+    names = _names(inputs)
     rows, examples = reader.read_labelled(inputs.test_splits[0], label, 2 * EXAMPLES)
     if not examples:
         return Panels([[text_panel([f"No test example has a {label}."])]])
-    if isinstance(inputs.method, CanClassify):
-        logits = answers(inputs.method, inputs.processor, "classify", columns_of(examples))
-        predicted = predicted_classes(torch.cat(logits).numpy())
-    else:
-        parts = {split: _some(reader, split, label) for split in ("train", "validation")}
-        train, tuning = ((_joined(_features(inputs, part.examples)), part.labels) for part in parts.values())
-        predicted = linear_probe(train, tuning).predict(_joined(_features(inputs, examples)))
+    predict = _predictor(inputs, label)
+    predicted = predict(examples)
     visual = [name for name, kind in corpus.columns.items() if isinstance(kind, Image | Video)]
     column = [*visual, *(name for name in corpus.columns if name != label)][0]
     panels = []
     for row, number in zip(rows.tolist(), predicted.tolist(), strict=True):
         truth = corpus.value(row, label)
-        name = modality.names[number] if number >= 0 else "none"
-        title = clipped(name, lines=1) + (
-            "" if number == truth else f"\n(label: {clipped(modality.names[truth], 14, 1)})"
-        )
+        name = names[number] if number >= 0 else "none"
+        title = clipped(name, lines=1) + ("" if number == truth else f"\n(label: {clipped(names[truth], 14, 1)})")
         panels.append(value_panel(corpus, row, column, title, number == truth))
     lines = [panels[start : start + EXAMPLES] for start in range(0, len(panels), EXAMPLES)]
+    test = _some(reader, inputs.test_splits[0], label, MAX_PLOT_TEST)
+    matrix = confusion_matrix(predict(test.examples), test.labels, len(names))
+    legend = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
+    lines.append([matrix_panel(matrix, "Label (rows), predicted"), text_panel(legend)])
     return Panels(lines, f"Predicted {label}; green: correct", [1.2] * EXAMPLES)
 
 
-def _some(reader: Reader, split: str, label: str) -> Labelled:
-    """At most `MAX_PLOT_TRAIN` examples of a split."""
-    rows, examples = reader.read_labelled(split, label, MAX_PLOT_TRAIN)
+def _predictor(inputs: TaskInputs, label: str) -> Callable[[list[Example]], np.ndarray]:
+    """What predicts the classes of examples: the method itself, else a linear probe of all its features."""
+    if isinstance(inputs.method, CanClassify):
+        method = inputs.method
+        return lambda examples: predicted_classes(
+            torch.cat(answers(method, inputs.processor, "classify", columns_of(examples))).numpy()
+        )
+    parts = {split: _some(inputs.reader, split, label, MAX_PLOT_TRAIN) for split in ("train", "validation")}
+    train, tuning = ((_joined(_features(inputs, part.examples)), part.labels) for part in parts.values())
+    probe = linear_probe(train, tuning)
+    return lambda examples: probe.predict(_joined(_features(inputs, examples)))
+
+
+def _some(reader: Reader, split: str, label: str, max_examples: int) -> Labelled:
+    """At most so many examples of a split."""
+    rows, examples = reader.read_labelled(split, label, max_examples)
     return Labelled(examples, np.array([reader.corpus.value(row, label) for row in rows], dtype=np.int64))
 
 
@@ -167,7 +221,14 @@ task = Task(
     order=90,
     score=classification_scores,
     plot=plot,
-    metrics={"accuracy*": MetricKind(), "AUC": MetricKind(), "auc_vs_missing_rate": MetricKind()},
-    headline=("classify_*/AUC", "linear_probe_*/AUC"),
+    validate=classification_validation,
+    metrics={
+        "accuracy*": MetricKind(),
+        "AUC": MetricKind(),
+        "auc_vs_missing_rate": MetricKind(),
+        "macro_F1": MetricKind(),
+        "confusion/*": MetricKind(),
+    },
+    headline=("classify_*/AUC", "linear_probe_*/AUC", "classify_*/accuracy", "classify_*/macro_F1"),
     forward_methods=("classify", "features"),
 )

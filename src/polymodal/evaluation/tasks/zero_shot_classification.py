@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
+from polymodal.data.loader import Reader
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.classification import balanced_accuracy, linear_probe, zero_shot_scores
+from polymodal.evaluation.embeddings import ItemVectors
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import ITEMS, Task, TaskInputs
 from polymodal.evaluation.zero_shot import class_vectors, has_prompts, labelled, zero_shot_protocol
@@ -22,7 +27,7 @@ def label_scores(inputs: TaskInputs) -> list[Score]:
         for split, (vectors, labels) in tests.items():
             scores += zero_shot_scores(f"{split}/zero_shot_{label}", vectors, labels, classes)
     if all(len(corpus.splits.get(part, ())) for part in ("train", "validation")):
-        train, tuning = (labelled(corpus, label, inputs.item_vectors(part)) for part in ("train", "validation"))
+        train, tuning = (_labelled_part(inputs, label, part) for part in ("train", "validation"))
         if not len(train[1]) or not len(tuning[1]):
             return scores
         probe = linear_probe((train[0].numpy(), train[1]), (tuning[0].numpy(), tuning[1]))
@@ -30,6 +35,17 @@ def label_scores(inputs: TaskInputs) -> list[Score]:
             predicted = probe.predict(vectors.numpy())
             scores.append(balanced_accuracy(f"{split}/linear_probe_{label}/accuracy", predicted, labels))
     return scores
+
+
+def _labelled_part(inputs: TaskInputs, label: str, split: str) -> tuple[torch.Tensor, np.ndarray]:
+    """The vectors and classes of the labelled items of a split; items without a label are not encoded."""
+    corpus, rows = inputs.corpus, inputs.corpus.rows(split)
+    some = rows[corpus.has(label)[rows]]
+    if len(some) == len(rows) or not len(some):
+        return labelled(corpus, label, inputs.item_vectors(split))
+    reader = Reader(corpus.with_splits({**corpus.splits, split: some}), inputs.reader.processor)
+    assert inputs.item is not None
+    return labelled(corpus, label, ItemVectors.of(inputs.method, inputs.processor, reader, split, inputs.item))
 
 
 def has_classes(inputs: TaskInputs) -> bool:
