@@ -37,6 +37,17 @@ def sine_positions_2d(grid: int, width: int, span: float | None = None) -> Float
     return torch.cat([rows, columns], dim=1)
 
 
+def sine_points(points: Float[Tensor, "*shape 2"], width: int, grid: int) -> Float[Tensor, "*shape width"]:
+    """Return sine-cosine position embeddings of points of an image; the center of a patch has its `sine_positions_2d`.
+
+    points: x, y as fractions of the image. width: a multiple of 4. grid: patches along a side.
+    """
+    if width % 4:
+        raise UserError(f"A width of {width} does not divide into sines and cosines of x and y.")
+    position = points.flip(-1).flatten() * grid - 0.5  # the row comes first
+    return _sines(position, width // 2).reshape(*points.shape[:-1], width)
+
+
 def rotary_angles(
     position: Int[Tensor, "batch length"], head_dim: int, theta: float, like: Tensor
 ) -> tuple[Float[Tensor, "batch 1 length head_dim"], Float[Tensor, "batch 1 length head_dim"]]:
