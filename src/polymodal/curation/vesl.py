@@ -96,14 +96,14 @@ def detect_regions(
 ) -> list[dict[str, Any]]:
     """Return regions as `Regions` stores them: confident boxes, each with the most confident of its phrases."""
     best: dict[tuple[int, ...], Detection] = {}
-    for found in detector(image, phrases) if phrases else ():
-        left, top, right, bottom = (round(edge) for edge in found.box)
+    for detection in detector(image, phrases) if phrases else ():
+        left, top, right, bottom = (round(edge) for edge in detection.box)
         box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-        if found.confidence <= confidence or box[0] >= box[2] or box[1] >= box[3]:
+        if detection.confidence <= confidence or box[0] >= box[2] or box[1] >= box[3]:
             continue
-        if box not in best or found.confidence > best[box].confidence:
-            best[box] = found
-    return [{"name": phrases[found.phrase], "box": list(box)} for box, found in best.items()]
+        if box not in best or detection.confidence > best[box].confidence:
+            best[box] = detection
+    return [{"name": phrases[detection.phrase], "box": list(box)} for box, detection in best.items()]
 
 
 def write_regions(

@@ -26,12 +26,12 @@ def region_text_contrastive(
     with torch.autocast(regions.device.type, enabled=False):
         regions, texts = regions.float(), texts.float()
         every_region, every_text = all_gather_with_grad(regions), all_gather_with_grad(texts)
-        own = torch.arange(len(regions), device=regions.device) + rank() * len(regions)
+        positive = torch.arange(len(regions), device=regions.device) + rank() * len(regions)
         ignored = ~all_gather(mask.to(regions.dtype)).bool()[None, :].expand(len(regions), -1)
         if text_threshold is not None:
             ignored = ignored | (texts.detach() @ every_text.detach().T > text_threshold)
-        ignored = ignored.scatter(1, own[:, None], False)  # the positive stays
+        ignored = ignored.scatter(1, positive[:, None], False)  # the positive stays
         to_text = (logit_scale * regions @ every_text.T).masked_fill(ignored, -torch.inf)
         to_region = (logit_scale * texts @ every_region.T).masked_fill(ignored, -torch.inf)
-        matching = (to_text.log_softmax(1) + to_region.log_softmax(1)).gather(1, own[:, None])[:, 0] / 2
+        matching = (to_text.log_softmax(1) + to_region.log_softmax(1)).gather(1, positive[:, None])[:, 0] / 2
         return global_mean(-(matching.masked_fill(~mask, 0.0)).sum(), mask.sum())

@@ -206,11 +206,11 @@ class Recipe(DualEncoderRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RegionBatch:
         """Whole images, one of their captions, and up to M of their regions."""
         each = [example.get("regions") or [] for example in examples]
-        said = [
+        texts = [
             [*example["text"], *(Caption(region.phrase) for region in regions)]
             for example, regions in zip(examples, each, strict=True)
         ]
-        flip = (example_rng.uniform() < self.hflip_prob) & may_flip(said)
+        flip = (example_rng.uniform() < self.hflip_prob) & may_flip(texts)
         pixels = processor.image.pixels([example["image"] for example in examples])
         pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
         captions = self.sample_captions(examples, processor.text, example_rng)
