@@ -9,7 +9,7 @@ import torch
 
 from polymodal import corpora, recipes
 from polymodal.errors import UserError
-from polymodal.training import train
+from polymodal.training import RuntimeConfig, train
 from polymodal.training.trainer import Interrupted
 from polymodal.types import Budget
 
@@ -80,3 +80,51 @@ def test_a_resumed_run_stops_where_the_uninterrupted_one_does(tmp_path):
 def test_best_weights_need_a_validation():
     with pytest.raises(UserError, match="validate"):
         train(recipes.find("clip")(), corpora.emoji(), Budget(steps=2), keep="best")
+
+
+def test_values_of_two_metrics_are_not_compared(tmp_path):
+    """A metric may have no value in a validation, such as that of a class without examples."""
+    values, seen = [2, 3, None, 2], []
+
+    def validate(method, processor):
+        value = planted([0] * 8, seen)(method, processor) and values[len(seen) - 1]
+        rank = SimpleNamespace(value=1.0, unit="rank", higher_is_better=False, headline=None)
+        first = SimpleNamespace(value=value, unit="percent", higher_is_better=True, headline=0)
+        return {"val/rank": rank} | ({"val/x": first} if value is not None else {})
+
+    recipe = recipes.find("clip")()
+    run = train(recipe, corpora.emoji(), Budget(steps=4), validate=validate, validations=4, keep="best")
+    assert run.record["kept"] == {"step": 2, "metric": "val/x", "best_value": 3.0}
+    assert same(run, seen[1])
+
+
+def test_the_best_weights_of_an_older_checkpoint_are_there_where_the_newest_is_damaged(tmp_path):
+    values, seen = [1, 2, 3, 4, 0, 0, 0, 0], []
+    runtime = RuntimeConfig(save_interval="1steps", keep_checkpoints=2)
+
+    def kill(progress, fraction, losses):
+        if progress.step == 4:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        clip_run(values, seen, keep="best", out=tmp_path / "run", on_step=kill, runtime=runtime)
+    (tensors,) = (tmp_path / "run" / "checkpoint-3").glob("tensors-*")
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    values[2:] = [0] * 6
+    seen[2:] = []
+    with pytest.warns(UserWarning, match="checkpoint-2"):
+        run = clip_run(values, seen, keep="best", out=tmp_path / "run", runtime=runtime)
+    assert run.record["kept"]["step"] == 2
+    assert same(run, seen[1])
+
+
+def test_damaged_best_weights_are_one_sentence(tmp_path):
+    values, seen = [3, 2, 1, 1, 1, 1, 1, 1], []
+
+    def damage(progress, fraction, losses):
+        if progress.step == 7:
+            (file,) = (tmp_path / "run").glob("best-*")
+            file.write_bytes(file.read_bytes()[:-4])
+
+    with pytest.raises(UserError, match=r"best-1\.safetensors.*polymodal resume"):
+        clip_run(values, seen, keep="best", out=tmp_path / "run", on_step=damage)

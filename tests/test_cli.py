@@ -72,6 +72,7 @@ def a_run(command_line, own_data, tmp_path):
         (["compare", "clip", "clip", "--corpus", "emoji"], "'clip' is there more than once"),
         (["compare", "clip 'x", "--corpus", "emoji"], "no closing quotation"),
         (["compare", "", "--corpus", "emoji"], "There is no recipe ''"),
+        (["compare", "--family", "dual_encoder", "--corpus", "emoji"], "did you mean 'dual_encoders'"),
         (["train", "moma", "--corpus", "emoji", "--num-image-experts", "0"], "--num-image-experts is at least 1"),
         (["reproduce", "polymodal.recipes.dual_encoders._base:DualEncoderRecipe"], "makes no claim"),
         (["corpora", "fetsh"], "did you mean 'fetch'"),

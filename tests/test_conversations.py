@@ -163,7 +163,7 @@ def test_sharegpt_with_system_prompts(tmp_path):
             "system": "Be brief.",
             "conversations": [
                 {"from": "human", "value": "Hi"},
-                {"from": "function_call", "value": "f()"},
+                {"from": "narrator", "value": "f()"},
                 {"from": "gpt", "value": "Yes"},
             ],
         },
@@ -171,7 +171,7 @@ def test_sharegpt_with_system_prompts(tmp_path):
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     corpus = from_path(tmp_path / "a.json")
-    with pytest.raises(UnreadableExample, match="'function_call' is no role; roles are system, user and assistant"):
+    with pytest.raises(UnreadableExample, match="'narrator' is no role; roles are system, user and assistant"):
         corpus[0]
     rows[0]["conversations"][1]["from"] = "observation"
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -521,3 +521,61 @@ def test_numbered_images_of_one_a_row_are_the_image_of_a_question(tmp_path):
     corpus = from_path(tmp_path / "mmmu.parquet")
     assert {type(kind).__name__ for kind in corpus.columns.values()} >= {"Image", "Questions"}
     assert corpus.value(4, "image").size == PILImage.open(io.BytesIO(png(4))).size
+
+
+def test_calls_of_functions_are_said_by_the_assistant_and_results_are_told_to_it(tmp_path):
+    turns = [("human", "1 + {}?"), ("function_call", '{{"add": {}}}'), ("observation", "sum {}"), ("gpt", "It is {}.")]
+    rows = [{"conversations": [{"from": role, "value": text.format(n)} for role, text in turns]} for n in range(12)]
+    (tmp_path / "glaive.json").write_text(json.dumps(rows))
+    messages = from_path(tmp_path / "glaive.json").value(3, "conversations")
+    assert [message.role for message in messages] == ["user", "assistant", "user", "assistant"]
+    assert [message.text for message in messages] == ["1 + 3?", '{"add": 3}', "sum 3", "It is 3."]
+
+
+def test_instructions_of_dolly_have_their_context(tmp_path):
+    rows = [
+        {
+            "instruction": f"When was {n}?",
+            "context": f"It was in {n}." * (n % 2),
+            "response": f"In {n}.",
+            "category": "qa",
+        }
+        for n in range(12)
+    ]
+    (tmp_path / "dolly.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "dolly.jsonl")
+    column = corpus.column_with(Conversations)
+    assert [message.text for message in corpus.value(3, column)] == ["When was 3?\nIt was in 3.", "In 3."]
+    assert [message.text for message in corpus.value(4, column)] == ["When was 4?", "In 4."]
+
+
+@pytest.mark.parametrize("form", ["texts", "messages", "parts"])
+def test_completions_of_trl_answer_their_prompts(form, tmp_path):
+    def said(role, text):
+        if form == "texts":
+            return text
+        return [{"role": role, "content": [{"type": "text", "text": text}] if form == "parts" else text}]
+
+    rows = [{"prompt": said("user", f"{n}?"), "completion": said("assistant", f"yes {n}")} for n in range(12)]
+    rows[5]["prompt"] = None
+    if form == "messages":
+        rows[7]["prompt"] = [{"role": "system", "content": "Be kind."}, *rows[7]["prompt"]]
+    (tmp_path / "completions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "completions.jsonl")
+    column = corpus.column_with(Conversations)
+    assert [(m.role, m.text) for m in corpus.value(6, column)] == [("user", "6?"), ("assistant", "yes 6")]
+    assert [m.text for m in corpus.value(7, column)] == ["Be kind."] * (form == "messages") + ["7?", "yes 7"]
+    assert corpus.skipped[0].count == 1
+
+
+def test_empty_paths_of_numbered_images_are_no_images(tmp_path):
+    for n in range(12):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    rows = [
+        {"question": f"{n}?", "answer": "B", "image_1": f"{n}.png" * (n % 2), "image_2": f"{n}.png" * (1 - n % 2)}
+        for n in range(12)
+    ]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "one.jsonl")
+    expected = [PILImage.open(tmp_path / f"{n}.png").tobytes() for n in range(12)]
+    assert [corpus.value(n, "image").tobytes() for n in range(12)] == expected

@@ -23,7 +23,7 @@ from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
 from polymodal.evaluation.trained_rows import warn_of_trained_rows
 from polymodal.modalities import Image, Text
-from polymodal.recipes.suitability import what_recipes_lack
+from polymodal.recipes.suitability import family_for, what_recipes_lack
 from polymodal.training import load_run, train
 from polymodal.types import Budget
 
@@ -242,6 +242,19 @@ def test_a_recipe_that_cannot_be_imported_breaks_no_list(tmp_path, monkeypatch):
     assert lacks["sparc"] == ()
 
 
+def test_a_family_is_compared_by_the_recipes_that_the_data_suit(tmp_path):
+    alone = from_path(pairs(tmp_path / "own", list(range(12))))
+    fitting, lacking = family_for("dual_encoders", alone)
+    assert {"clip", "siglip", "sparc", "improved_clip"} <= {*fitting}
+    lacks = what_recipes_lack(alone, {})
+    assert lacking == {name: lacks[name] for name in lacking}
+    assert not {*fitting} & {*lacking}
+    with pytest.raises(UserError, match=r"No recipe of science trains on this data: tip needs table, category\."):
+        family_for("science", alone)
+    with pytest.raises(UserError, match="did you mean 'science'"):
+        family_for("sciense", alone)
+
+
 def test_what_a_batch_needs_is_lacking(tmp_path):
     for number in range(12):
         (tmp_path / f"c{number % 2}").mkdir(exist_ok=True)
@@ -258,6 +271,7 @@ def test_what_a_batch_needs_is_lacking(tmp_path):
         (["train", "tip", "--data", "own.csv"], "has no image column"),
         (["train", "clip", "--data", "own.csv", "--image-column", "caption"], "is no image column"),
         (["train", "clip", "--data", "own.csv", "--text-column", "captoin"], "did you mean 'caption'"),
+        (["train", "clip", "--data", "own.csv", "--format", "vqa"], "own.csv"),  # raised while the format reads
     ],
 )
 def test_errors_about_the_users_data_point_to_the_command(polymodal, tmp_path, words, expected):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from format_samples import webdataset
+from format_samples import png, webdataset
 from polymodal.cli.data import data as data_command
 from polymodal.corpora import from_path, from_table
 from polymodal.corpora.data_report import report_on
@@ -476,3 +476,24 @@ def test_a_competition_whose_test_table_has_no_labels(tmp_path):
     assert all(len(rows) for rows in corpus.splits.values())
     (tmp_path / "test.csv").write_text("\n".join(["image_id,label", *(f"{n}.png,1" for n in range(18, 24))]))
     assert len(from_path(tmp_path).splits["test"]) == 6
+
+
+def test_files_of_a_test_set_with_the_names_of_the_training_set_are_not_taken_for_them(tmp_path):
+    for folder, first in (("test_images", 100), ("train_images", 0)):
+        (tmp_path / folder).mkdir()
+        for n in range(12):
+            (tmp_path / folder / f"{n}.png").write_bytes(png(first + n))
+    (tmp_path / "train.csv").write_text("image_id,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(12)))
+    corpus = from_path(tmp_path)
+    expected = [PILImage.open(tmp_path / "train_images" / f"{n}.png").tobytes() for n in range(12)]
+    assert [corpus.value(n, "image_id").tobytes() for n in range(12)] == expected
+
+
+def test_the_folder_with_most_of_the_files_is_theirs(tmp_path):
+    for folder, numbers in (("a", range(1)), ("b", range(12))):
+        (tmp_path / folder).mkdir()
+        for n in numbers:
+            (tmp_path / folder / f"{n}.png").write_bytes(png(n))
+    (tmp_path / "own.csv").write_text("image,caption\n" + "".join(f"{n}.png,thing {n}\n" for n in range(12)))
+    corpus = from_path(tmp_path / "own.csv")
+    assert [corpus.value(n, "image").size for n in range(12)] == [(8, 6)] * 12

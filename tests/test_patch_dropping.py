@@ -10,7 +10,7 @@ from polymodal.encoders.image import ImageEncoder, ImageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.rng import ExampleRNG
 
-KINDS = list(itertools.product(("avg", "cls", "map"), ("learned", "sine", "rotary"), (0, 2)))
+KINDS = list(itertools.product(("avg", "cls", "map", "avg_all"), ("learned", "sine", "rotary"), (0, 2)))
 
 
 @pytest.mark.parametrize(("pool_type", "pos_embed", "registers"), KINDS)

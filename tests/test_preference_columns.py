@@ -18,7 +18,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.task import TaskInputs
 from polymodal.evaluation.tasks import preference_accuracy
-from polymodal.modalities import Image, Preferences
+from polymodal.modalities import Conversations, Image, Preferences
 from polymodal.modalities.preference import Preference
 from polymodal.recipes.language_models import mono_internvl
 from polymodal.recipes.preference import mpo
@@ -68,6 +68,11 @@ FORMS: dict[str, Any] = {
         "prompt": f"{n}?",
         "chosen": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"good {n}"}],
         "rejected": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"bad {n}"}],
+    },
+    "LLaMA-Factory, messages": lambda n: {
+        "conversations": [{"from": "human", "value": f"{n}?"}],
+        "chosen": {"from": "gpt", "value": f"good {n}"},
+        "rejected": {"from": "gpt", "value": f"bad {n}"},
     },
     "lists": lambda n: {
         "preferences": [{"question": f"{n}?", "chosen": f"good {n}", "rejected": f"bad {n}", "kind": ""}]
@@ -147,14 +152,17 @@ def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
     model = recipe.build(processor)
     inputs = TaskInputs(model, processor, Reader(corpus, processor), recipe)
     assert preference_accuracy.task.applies_to(inputs)
-    (score,) = preference_accuracy.task.score(inputs)
-    assert score.name == "test/preferences/reward_accuracy"
-    assert score.value == 0.5  # the policy is the reference
+    score, margin = preference_accuracy.task.described(preference_accuracy.task.score(inputs))
+    assert [one.name for one in (score, margin)] == [
+        f"test/preferences/{name}" for name in ("reward_accuracy", "reward_margin")
+    ]
+    assert (score.value, margin.value) == (0.5, 0.0)  # the policy is the reference
+    assert (margin.unit, margin.higher_is_better, margin.is_fraction) == ("nats", True, False)
     with torch.no_grad():
         for parameter in model.language_model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    (score,) = preference_accuracy.task.score(inputs)
-    right = []
+    score, margin = preference_accuracy.task.score(inputs)
+    margins = []
     for row in range(8, 12):
         example = processor.load_example(corpus, row)
         (pair,) = example["preferences"]
@@ -163,6 +171,18 @@ def test_rewards_of_held_out_pairs_are_compared(form, tmp_path):
         for answer in (pair.chosen, pair.rejected):
             batch = processor(question=[pair.question], answer=[answer], **image)
             model.eval()
-            rewards.append(model.log_likelihood(batch) - model.reference.log_likelihood(batch))
-        right.append(float(rewards[0] > rewards[1]))
-    assert score.value == sum(right) / 4
+            rewards.append(recipe.beta * (model.log_likelihood(batch) - model.reference.log_likelihood(batch)).item())
+        margins.append(rewards[0] - rewards[1])
+    assert score.value == sum(one > 0 for one in margins) / 4
+    assert margin.value == pytest.approx(sum(margins) / 4, abs=1e-4)
+
+
+def test_the_input_of_an_instruction_is_part_of_the_prompt(tmp_path):
+    rows = [
+        {"instruction": f"Add {n}.", "input": "1" * (n % 2), "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(COUNT)
+    ]
+    (tmp_path / "dpo.json").write_text(json.dumps(rows))
+    corpus = from_path(tmp_path / "dpo.json")
+    assert [corpus.value(n, "preferences")[0].question for n in (3, 4)] == ["Add 3.\n1", "Add 4."]
+    assert not any(isinstance(kind, Conversations) for kind in corpus.columns.values())

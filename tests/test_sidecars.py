@@ -115,3 +115,15 @@ def test_a_few_files_of_other_media_are_no_column(images, sounds, expected, tmp_
     corpus = from_path(tmp_path)
     assert corpus.format == expected
     assert len(corpus.columns) == 2
+
+
+def test_json_named_like_the_whole_file_is_of_that_file_alone(tmp_path):
+    """As gallery-dl and Google Takeout name it."""
+    for n in range(12):
+        for suffix in ("jpg", "png"):
+            (tmp_path / f"{n}.{suffix}").write_bytes(png(n))
+            (tmp_path / f"{n}.{suffix}.json").write_text(json.dumps({"title": f"{suffix} {n}"}))
+    corpus = from_path(tmp_path)
+    assert corpus.format == "imagefolder"
+    texts = {corpus.table.column("image")[n].as_py(): corpus.value(n, "title")[0].text for n in range(24)}
+    assert texts == {f"{n}.{suffix}": f"{suffix} {n}" for n in range(12) for suffix in ("jpg", "png")}

@@ -18,6 +18,7 @@ from format_samples import captions, img2dataset, png
 from polymodal.cli._flags import DataOptions
 from polymodal.corpora import Corpus, from_path, from_shards
 from polymodal.errors import UserError
+from polymodal.modalities import Conversations, Table
 
 Members = list[tuple[str, bytes]]
 
@@ -371,3 +372,45 @@ def test_errors_about_shards_name_the_command_that_shows_data(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match=r"`polymodal data .*` shows what was found"):
         from_shards(str(tmp_path))
+
+
+def test_categories_of_a_stream_are_those_of_all_rows(tmp_path):
+    for number in range(6):
+        colors = ("red", "green") if number == 1 else ("red", "blue")  # the sample has the blocks 0, 3 and 5
+        sizes = ("1", "2") if number != 4 else ("1", "large")
+        records = [
+            {
+                "image": png(20 * number + n),
+                "caption": f"thing {n}",
+                "color": colors[n % 2],
+                "size": sizes[n % 2],
+                "price": n,
+            }
+            for n in range(20)
+        ]
+        pq.write_table(pa.Table.from_pylist(records), tmp_path / f"{number:05}.parquet")
+    corpus = from_shards(str(tmp_path))
+    column = corpus.column_with(Table)
+    table = corpus.columns[column]
+    assert table.categorical == {"color": ("blue", "green", "red"), "size": ("1", "2", "large")}
+    assert list(table.numeric) == ["price"]
+    assert corpus.value(21, column).categories.tolist() == [1, 1]
+
+
+def test_no_numbered_image_of_a_stream_is_lost(tmp_path):
+    kind = pa.schema({"question": pa.string(), "answer": pa.string()} | {f"image_{n}": pa.binary() for n in (1, 2)})
+    for number in range(6):
+        records = [
+            {"question": f"<image 1>{n}?", "answer": f"{n}.", "image_1": png(n), "image_2": png(100 + n)}
+            for n in range(20)
+        ]
+        if number != 1:  # the sample has the blocks 0, 3 and 5
+            records = [record | {"image_2": None} for record in records]
+        pq.write_table(pa.Table.from_pylist(records, kind), tmp_path / f"{number:05}.parquet")
+    corpus = from_shards(str(tmp_path))
+    column = corpus.column_with(Conversations)
+    images = [
+        sum(not isinstance(part, str) for message in corpus.value(row, column) for part in message.parts)
+        for row in (3, 23)
+    ]
+    assert images == [1, 2]

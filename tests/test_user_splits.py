@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
+from format_samples import png
 from polymodal.corpora import Corpus, from_path
 from polymodal.errors import UserError
 from polymodal.modalities.image import encoded
@@ -138,3 +140,15 @@ def test_two_groups_leave_no_split_empty(tmp_path):
     corpus = opened(tmp_path, [row | {"group": "ab"[number % 2]} for number, row in enumerate(rows(40))])
     assert all(len(corpus.rows(split)) for split in ("train", "validation", "test"))
     assert "There are fewer than three groups, so rows of one group are in several splits." in corpus.notes
+
+
+def test_rows_without_an_image_are_no_group_and_are_in_every_split(tmp_path: Path) -> None:
+    for n in range(200):
+        (tmp_path / f"{n}.png").write_bytes(png(n))
+    rows = [{"image": "" if n % 2 else f"{n}.png", "caption": f"thing {n}"} for n in range(400) if n % 2 or n < 200]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = from_path(tmp_path / "mixed.jsonl")
+    without = {split: sum(not rows[row]["image"] for row in members) for split, members in corpus.splits.items()}
+    assert without["test"] > 20, without
+    assert without["validation"] > 8, without
+    assert not any("Few captions" in note for note in corpus.notes)

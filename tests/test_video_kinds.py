@@ -10,6 +10,7 @@ from polymodal.data.columns.video import VideoColumn
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Video
 from polymodal.modalities.audio import encoded
+from polymodal.modalities.cut_off import cut_off_video
 from polymodal.modalities.video import encode, sample_evenly, sample_times
 
 av = pytest.importorskip("av")
@@ -159,3 +160,10 @@ def test_a_clip_whose_container_says_no_size_is_read():
     assert file[place] == 1  # a size of 8 bytes
     file[place : place + 8] = b"\x01" + b"\xff" * 7
     assert len(Video(2).decode(bytes(file)).frames) == 2
+
+
+def test_what_a_camera_appends_to_an_mp4_is_no_cut(tmp_path):
+    boxes = b"\x00\x00\x00\x10ftypisom\x00\x00\x00\x00" + b"\x00\x00\x01\x00mdat" + bytes(248)
+    own = b"\x7f\x01\x02\x03\x9c\x00\x81\xff" + bytes(72)  # such as the trailer of cameras of 360 degrees
+    assert cut_off_video(io.BytesIO(boxes + own)) == ""
+    assert cut_off_video(io.BytesIO(boxes[:-100])) != ""

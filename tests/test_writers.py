@@ -6,10 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from polymodal.curation.captions import write_captions
 from polymodal.curation.pipeline import WRITING, curate_pages
 from polymodal.curation.preferences import write_preferences
+from polymodal.data.loader import killed_workers
 from polymodal.errors import UserError
 from polymodal.reproduce.compare import compare
 from polymodal.reproduce.tuning import tune
@@ -52,6 +54,41 @@ def test_a_lock_is_free_again_and_a_dead_process_holds_none(tmp_path):
     assert double(4, out=tmp_path / "out") == 8
     assert double(5) == 10
     assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_written_end_in_a_sentence(tmp_path, polymodal):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "nowhere").symlink_to("gone/there")
+    (tmp_path / "loop").symlink_to("loop")
+    for place, reason in {"nowhere": "is a link to gone/there", "loop/a": "cannot be written"}.items():
+        with pytest.raises(UserError, match=reason), lock_folder(tmp_path / place, "written", "wait"):
+            pass
+    for out in ("file", "file/below", "nowhere", "loop", "n" * 300):
+        done = polymodal("train", "clip", "--corpus", "digits", "--budget", "1steps", "--out", out)
+        assert done.returncode == 2, out
+        assert done.stderr.startswith("polymodal: "), (out, done.stderr)
+        assert "Traceback" not in done.stderr, out
+    (tmp_path / "a.csv").write_text("text\n" + "a\n" * 30)
+    for out in ("loop", "n" * 300):
+        done = polymodal("data", "a.csv", "--out", f"elsewhere/../{out}" if out == "loop" else out)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), (out, done.stderr)
+
+
+def test_where_no_file_can_be_made_nobody_else_is_blamed(tmp_path, monkeypatch):
+    def refuses(self: Any) -> None:
+        raise Timeout(self.lock_file)
+
+    monkeypatch.setattr(FileLock, "acquire", refuses)
+    with pytest.raises(UserError, match="cannot be written"), lock_folder(tmp_path / "out", "written", "wait"):
+        pass
+
+
+def test_a_killed_worker_ends_in_a_sentence():
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(UserError, match=r"killed by signal: Killed.*fewer --num-workers"), killed_workers():
+        raise killed
+    with pytest.raises(RuntimeError, match="of another kind"), killed_workers():
+        raise RuntimeError("of another kind")
 
 
 def test_a_folder_half_written_by_curate_is_written_again(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from typing import Any
 
 import polymodal as pm
 from polymodal import corpora, recipes
+from polymodal.claims import fdt
 from polymodal.claims import inductive_moment_matching as imm
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import write_plots
@@ -74,6 +75,7 @@ EXAMPLES = (
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
     Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
+    Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
 )
 
 

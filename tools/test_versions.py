@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "transformers", "datasets", "peft")
 VERSIONS = {
-    "lowest": ("torch==2.10.0", "transformers==5.0.0", "datasets==5.0.0", "peft==0.18.0"),
+    "lowest": ("torch==2.10.0", "transformers==5.6.0", "datasets==5.0.0", "peft==0.18.0"),
     "highest": ("torch", "transformers", "datasets", "peft"),
 }
 TOOLS = (
@@ -31,7 +31,8 @@ TOOLS = (
     "onnxscript",
     "sentence-transformers",
 )
-CORE = ("layers_and_encoders", "objectives", "training", "data", "export", "pretrained", "seeing_language_model")
+CORE = ("layers_and_encoders", "training", "pretrained", "export")
+LEFT_OUT = "onnxruntime and not default or card or needs_no_polymodal"  # slow, and the same as others for a version
 
 
 def environment(name: str, folder: Path) -> Path:
@@ -65,7 +66,9 @@ def main() -> int:
         python = environment(name, given.cache.resolve())
         begun = time.monotonic()
         variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run([python, "-m", "pytest", "-q", *files], cwd=ROOT, env=variables, check=False)
+        done = subprocess.run(
+            [python, "-m", "pytest", "-q", "-k", f"not ({LEFT_OUT})", *files], cwd=ROOT, env=variables, check=False
+        )
         failed += done.returncode != 0
         outcome = "passed" if done.returncode == 0 else "failed"
         print(f"{name} ({versions_of(python)}): {outcome} in {time.monotonic() - begun:.0f} s", flush=True)

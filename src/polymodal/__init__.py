@@ -16,7 +16,7 @@ from polymodal.types import Budget, Paper, Stage
 
 if TYPE_CHECKING:
     from polymodal import corpora, recipes
-    from polymodal.api import compare, evaluate, train
+    from polymodal.api import compare, evaluate, train, tune
     from polymodal.training import Run, RuntimeConfig, load_run
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ _LAZY = {  # imported on first use, so that `import polymodal` does not wait for
     "evaluate": "polymodal.api",
     "load_run": "polymodal.training",
     "train": "polymodal.api",
+    "tune": "polymodal.api",
 }
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "load_run",
     "recipes",
     "train",
+    "tune",
 ]
 
 

@@ -1,4 +1,4 @@
-"""What `polymodal` offers to scripts and notebooks: train, evaluate and compare by names, with a progress bar.
+"""What `polymodal` offers to scripts and notebooks: train, evaluate, compare and tune by names, with a progress bar.
 
 The functions of the same names in `training`, `evaluation` and `reproduce`, which these call, take objects and are
 silent.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol, TypeVar, overload
@@ -21,6 +22,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.sources import open_data
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.encoders.size_names import Size, check_size
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate as score_all
 from polymodal.evaluation.scores import Scores
@@ -28,11 +30,15 @@ from polymodal.modalities.text import Tokenizer
 from polymodal.reproduce import compare as compare_arms
 from polymodal.reproduce.compare import Start
 from polymodal.reproduce.display import Display
+from polymodal.reproduce.halving import successive_halving
+from polymodal.reproduce.halving_display import HalvingDisplay
+from polymodal.reproduce.halving_result import Tuning
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.training import train as train_silently
-from polymodal.training.progress_bar import progress_bar
 from polymodal.training.run import Run, load_run
 from polymodal.training.runtime import RuntimeConfig
+from polymodal.training.size_line import progress_and_size
+from polymodal.training.sizes import SizeChoice, choose_size, is_published, sized
 from polymodal.training.trainer import OnStep
 from polymodal.training.validation import Validate
 from polymodal.types import Budget
@@ -52,6 +58,7 @@ def train(
     data: Any,
     budget: Budget | str,
     *,
+    size: Size | None = ...,
     progress: bool = ...,
     seed: int = ...,
     out: Path | str | None = ...,
@@ -75,6 +82,7 @@ def train(
     data: Any,
     budget: Budget | str,
     *,
+    size: Size | None = ...,
     progress: bool = ...,
     seed: int = ...,
     out: Path | str | None = ...,
@@ -97,6 +105,7 @@ def train(
     data: Any,
     budget: Budget | str,
     *,
+    size: Size | None = None,
     progress: bool = True,
     seed: int = 0,
     out: Path | str | None = None,
@@ -117,17 +126,22 @@ def train(
     recipe: its name (as on the command line), module, class, or an instance with hyper-parameters.
     data: a corpus, a path or several, or a table in memory; see `corpora.open_data`.
     budget: such as "300steps", "3epochs", "20m" or `Budget(steps=300)`.
+    size: tiny, small, base or large, in whose values those of an instance that are no defaults are kept. Without it,
+    an instance is trained as it is, and a size for anything else is chosen by data and machine (`training.sizes`).
     progress: whether a bar on standard error, or below the cell of a notebook, shows how far training is; without a
     terminal, a line per tenth. The other arguments are those of `training.train`.
     Raises UserError for what cannot be trained, and whatever `training.train` raises.
     """
+    size = None if size is None else check_size(size)
     given = as_recipe(recipe)
     check_budget(budget)
     corpus = open_data(data)
+    choice = _size_choice(recipe, given, size, corpus, runtime, init=init, out=out, trust_code=trust_code)
+    given = given if choice is None else sized(given, choice.size)
     amount = budget_on(budget, corpus)
     title = f"{name or name_of(given)} on {corpus.name}"
-    shown = progress and on_step is None
-    with progress_bar(title) if shown else nullcontext(on_step) as watch:
+    silent = nullcontext({"on_step": on_step})
+    with silent if on_step or not progress else progress_and_size(title, choice, corpus, amount) as callbacks:
         return train_silently(
             given,
             corpus,
@@ -143,9 +157,28 @@ def train(
             early_stop=early_stop,
             keep=keep,
             runtime=runtime,
-            on_step=watch,
             trust_code=trust_code,
+            **callbacks,
         )
+
+
+def _size_choice(
+    recipe: Any,
+    given: Any,
+    size: Size | None,
+    corpus: Corpus,
+    runtime: RuntimeConfig | None = None,
+    **places: Any,
+) -> SizeChoice | None:
+    """Return the size that is named or, for a published recipe without values of the user, chosen; else None.
+
+    places: init, out and trust_code of `choose_size`.
+    """
+    if size is not None:
+        return SizeChoice(size, "")
+    if given is recipe or not is_published(type(given)):
+        return None
+    return choose_size(corpus, runtime.device if runtime else None, **places)
 
 
 def evaluate(run: Run | Path | str, data: Any, reader: Reader | None = None, templates: Sequence[str] = ()) -> Scores:
@@ -172,19 +205,71 @@ def compare(
     trust_code: bool = False,
     steps: Mapping[str, int] | None = None,
     budget_fractions: Mapping[str, float] = MappingProxyType({}),
+    size: Size | None = None,
 ) -> ComparisonResult:
     """Train and score recipes fairly: `pm.compare(["clip", "siglip"], pm.corpora.emoji(), "25s")`.
 
-    arms: recipes as `train` takes them, or `Arm`s, which name them. The other arguments are those of
-    `reproduce.compare`.
+    arms: recipes as `train` takes them, or `Arm`s, which name them. size: of all arms, as in `train`; it is chosen
+    where no arm is an instance or the user's own. The other arguments are those of `reproduce.compare`.
     """
     if isinstance(arms, str) or not isinstance(arms, Sequence):
         raise UserError('compare takes a list of recipes, such as ["clip", "siglip"].')
-    named = [arm if isinstance(arm, Arm) else Arm(name_of(given := as_recipe(arm)), given) for arm in arms]
+    size = None if size is None else check_size(size)
+    named = [arm if isinstance(arm, Arm) else Arm(name_of(made := as_recipe(arm)), made) for arm in arms]
     check_budget(budget)
     corpus = open_data(data)
+    given = [arm.recipe if isinstance(arm, Arm) else arm for arm in arms]
+    choices = [_size_choice(one, arm.recipe, size, corpus) for one, arm in zip(given, named, strict=True)]
+    if (choice := choices[0] if choices and None not in choices else None) is not None:
+        named = [replace(arm, recipe=sized(arm.recipe, choice.size)) for arm in named]
     amount = budget_on(budget, corpus)
     return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
+
+
+def tune(
+    recipe: Any,
+    data: Any,
+    budget: Budget | str,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    progress: bool = True,
+    eta: int = 2,
+    seed: int = 0,
+    out: Path | str | None = None,
+    name: str | None = None,
+    init: Path | str | None = None,
+    runtime: RuntimeConfig | None = None,
+    trust_code: bool = False,
+) -> Tuning:
+    """Find the best values of hyper-parameters by successive halving on the validation split.
+
+    `pm.tune("clip", pm.corpora.emoji(), "30m", grid={"optimizer.learning_rate": (3e-4, 1e-3, 3e-3)})`. The result shows
+    itself as a table; `.best` has the values, `.run` the best run, `to_frame()` every result.
+    budget: of all candidates together, in steps, examples, epochs or time. grid: by default the recipe's own
+    `tuning_grid()`. eta: at the end of each rung, one in `eta` candidates goes on. out: folder, by default
+    tuning/RECIPE-CORPUS-seed-N; the same call goes on with an unfinished one. The other arguments are those of `train`.
+    Raises UserError for a grid or a budget that cannot be used, and for data without a validation split.
+    """
+    given = as_recipe(recipe)
+    check_budget(budget)
+    if grid is not None and not isinstance(grid, Mapping):
+        raise UserError('A grid has lists of values by name, such as {"optimizer.learning_rate": (3e-4, 1e-3)}.')
+    corpus = open_data(data)
+    name = name or name_of(given)
+    return successive_halving(
+        given,
+        corpus,
+        budget_on(budget, corpus),
+        grid,
+        out=Path(out or f"tuning/{name}-{corpus.name}-seed-{seed}"),
+        eta=eta,
+        seed=seed,
+        init=init,
+        name=name,
+        runtime=runtime,
+        display=HalvingDisplay() if progress else None,
+        trust_code=trust_code,
+    )
 
 
 def as_recipe(recipe: Any) -> Any:

@@ -23,6 +23,7 @@ from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
+from polymodal.cli.tuning import tune
 from polymodal.cli.using import export, extract, generate, ground, serve
 from polymodal.errors import UserError, unknown
 
@@ -69,6 +70,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "train": train,
     "resume": resume,
     "runs": runs,
+    "tune": tune,
     "evaluate": evaluate,
     "compare": compare,
     "reproduce": reproduce,
@@ -97,12 +99,15 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
 
 # Errors of the operating system that are no fault of a command: a full disk or quota, and a read-only place.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Errors of a path that a user named: too long, a link in a circle, a file in place of a folder.
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 # Default positional arguments with --help; the flags of a recipe are then those of the recipe named here.
 STANDING_IN: dict[str, Arguments] = {
     "show": ["clip"],
     "train": ["clip"],
     "resume": ["RUN"],
+    "tune": ["clip"],
     "evaluate": ["RUN"],
     "reproduce": ["sparc"],
     "embed": ["RUN"],
@@ -163,9 +168,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in (*UNWRITABLE, *UNUSABLE):
             raise
-        print(f"polymodal: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        what = "written" if error.errno in UNWRITABLE else "used"
+        print(f"polymodal: {error.filename or 'A path'} cannot be {what}: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # of `Path.resolve`, until Python 3.12
+            raise
+        print(f"polymodal: {error}; name another path.", file=sys.stderr)
         sys.exit(2)
 
 

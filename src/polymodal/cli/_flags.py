@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal.constraints import validate_constraints
+from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class DataOptions:
 class PresetOptions:
     """Preset of hyper-parameters."""
 
+    size: Size | None = None
+    """Size of the model: tiny (icons, in a minute), small (photographs on a CPU, in half an hour), base (for one GPU),
+    large (as --paper). By default chosen by data and machine. Other flags change single values of it."""
     paper: bool = False
     """Start from the paper's hyper-parameters instead of the small preset."""
 
@@ -141,6 +145,27 @@ class TrustOptions:
     trust_code: bool = False
     """Execute code that a run contains or names, although it was not used for training on this machine. It can do
     anything that you can."""
+
+
+@dataclass(frozen=True)
+class StartOptions(TrustOptions, TowerOptions, DataOptions):  # help begins with the last
+    """The data, and what training starts from."""
+
+    init: str | None = None
+    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
+    recipe supports."""
+
+    @property
+    def towers(self) -> TowerOptions:
+        return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
+
+    def prepared(self, recipe: Any) -> Any:
+        """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""
+        if self.init and self.init.startswith("hf:"):
+            from polymodal.training.initialization import with_pretrained
+
+            recipe = with_pretrained(recipe, self.init)
+        return self.towers.applied(recipe)
 
 
 @dataclass(frozen=True)
@@ -244,7 +269,7 @@ def short_name(spec: str) -> str:
 
 
 @dataclass(frozen=True)
-class RunOptions(DataOptions, TrustOptions):
+class RunOptions(TrustOptions, DataOptions):
     """Options of commands that use a run on data."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,16 @@ def megabytes(count: int) -> str:
 def said_of_unreadable(skipped: dict[str, str]) -> str:
     """Return a note on unreadable examples; '' for none. skipped: key -> reason."""
     return f"; {len(skipped)} could not be read: {', '.join(list(skipped)[:3])}" if skipped else ""
+
+
+def say_which_weights(run: Any) -> None:
+    """Say in a line on standard error that a run holds its best weights, where these are not the last ones."""
+    record = run.record
+    kept, steps = record.get("kept"), record.get("steps")
+    if record.get("keep") != "best" or not isinstance(kept, dict) or kept.get("step") in (None, steps):
+        return
+    best = f"of step {kept['step']:,}, the best on validation ({kept.get('metric')})"
+    print(f"The weights of {run.name} are those {best}, not the last, of step {steps:,}.", file=sys.stderr)
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, PresetOptions, parse_together
+from polymodal.encoders.size_names import Size, check_size
 from polymodal.errors import UserError
 
 OPTIMIZER = "optimizer"  # the field of a recipe with the hyper-parameters of its optimizer
@@ -35,20 +37,44 @@ PRECISIONS = {
 def parse_with_recipe(
     kinds: dict[str, Any], kind: Any, arguments: Arguments, usage: str, command: Callable[[Arguments], None]
 ) -> Any:
-    """Parse as `parse_together`, with a recipe of this kind; --paper selects the paper's preset.
+    """Parse as `parse_together`, with a recipe of this kind; --size and --paper select a preset.
 
+    Help has the flags of the command and its data first, then those of the recipe, then those of the runtime.
     kind: may be a stand-in, from which `source.real` makes the recipe.
     """
     if "--paper" in arguments and not hasattr(kind, "paper"):
         raise UserError("This recipe has no preset of a paper; leave --paper out.")
     _hint_at_flags(kind, arguments)
+    size = named_size(arguments)
     try:
-        recipe = kind.paper() if "--paper" in arguments else kind
+        recipe = kind.paper() if "--paper" in arguments else _at_size(kind, size) if size else kind
         flags = _flags_of(recipe)
-        parsed = parse_together({"recipe": flags} | kinds | {"preset": PresetOptions}, arguments, usage, command)
+        # In the order of the help text: the command, the recipe, and how it is executed.
+        late = {name: one for name, one in kinds.items() if name == "runtime"}
+        early = {name: one for name, one in kinds.items() if name not in late} | {"preset": PresetOptions}
+        parsed = parse_together(early | {"recipe": flags} | late, arguments, usage, command)
         return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))
     except source.NotReadable:  # a method of the stand-in needs what is not imported yet
         return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
+
+
+def named_size(arguments: Arguments) -> Size | None:
+    """Return what --size names, the last one where it is given several times. Raises UserError for no size, and beside
+    --paper."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--size=") else [word])]
+    sizes = [check_size(name) for flag, name in itertools.pairwise(words) if flag == "--size"]
+    if sizes and "--paper" in arguments:
+        raise UserError("Give --size or --paper, not both; --paper is --size large.")
+    return sizes[-1] if sizes else None
+
+
+def _at_size(kind: Any, size: Size) -> Any:
+    """Return the preset of a size; that of small and base needs what is not imported yet."""
+    if size == "tiny":
+        return kind
+    from polymodal.training.sizes import sized
+
+    return sized(source.imported(kind), size)
 
 
 def _hint_at_flags(kind: Any, arguments: Arguments) -> None:

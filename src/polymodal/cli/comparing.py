@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._budgets import budget_on, check_budget
@@ -25,9 +26,14 @@ from polymodal.cli._flags import (
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import size_of_arms
 from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
 from polymodal.types import Budget
+
+if TYPE_CHECKING:
+    from polymodal.corpora.corpus import Corpus
 
 BUDGET = "60s"  # of `compare`, unless given
 
@@ -51,6 +57,11 @@ class CompareOptions(RunOptions, JobOptions):
     same weights; in place of --budget."""
     seeds: PositiveInt = 3
     """Number of paired seeds. One gives no ranking, and fewer than three give no verdict."""
+    family: str | None = None
+    """Family whose recipes are compared, besides the named ones: all that train on the data, with a note on each of the
+    others about what the data lack. `polymodal list` shows the families."""
+    size: Size | None = None
+    """Size of all recipes without one of their own: tiny, small, base, large. By default chosen by data and machine."""
     out: str = "comparison"
     """Folder for results.json, report.html and the runs; the same command resumes."""
 
@@ -70,11 +81,10 @@ def compare(arguments: Arguments) -> None:
     """train several recipes at equal budget on paired seeds and rank them"""
     specs = [*leading_words(arguments)]
     options = parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
-    if not specs:
+    if not specs and options.family is None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
-    for spec in specs:
-        _parsed(spec)
+    parsed = [_parsed(spec) for spec in specs]
     options.check()
     if options.budget is not None:
         check_budget(options.budget)
@@ -83,8 +93,12 @@ def compare(arguments: Arguments) -> None:
     from polymodal import reproduce
     from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
 
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec)) for spec in specs]
     corpus = options.open()
+    if options.family is not None:
+        members = [name for name in _of_family(options.family, corpus) if name not in specs]
+        specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
+    size = options.size or size_of_arms([type(one.recipe) for one in parsed], corpus)
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -103,9 +117,21 @@ def compare(arguments: Arguments) -> None:
     terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
-def _recipe_with_flags(spec: str) -> Any:
-    """Parse a recipe with flags: 'sparc --local-weight 1'."""
+def _of_family(family: str, corpus: Corpus) -> list[str]:
+    """Return the recipes of the family that train on the corpus; print what it lacks for the others."""
+    from polymodal.recipes.suitability import family_for
+
+    fitting, lacking = family_for(family, corpus)
+    for name, what in lacking.items():
+        print(f"{name} is left out; it needs {', '.join(what)}.", file=sys.stderr)
+    return fitting
+
+
+def _recipe_with_flags(spec: str, size: str | None = None) -> Any:
+    """Parse a recipe with flags: 'sparc --local-weight 1'. size: where the flags name none."""
     given = _parsed(spec)
+    if size and not (given.preset.size or given.preset.paper):
+        given = _parsed(f"{spec} --size {size}")
     return given.towers.applied(source.real(given.recipe))
 
 

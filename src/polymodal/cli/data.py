@@ -134,16 +134,15 @@ def _show_unusable(options: Any, error: UserError) -> None:
     """Print what there is in data that cannot be used, as far as it is known; nothing where no file is read."""
     from polymodal.cli._data_report import print_table_of
     from polymodal.corpora.data_report import columns_of_table
-    from polymodal.corpora.formats import module
     from polymodal.corpora.sources import local_files
-    from polymodal.corpora.user_files import files_and_format
+    from polymodal.corpora.user_files import files_and_format, rows_of_format
 
     try:
         local = local_files([*options.data], options.stream)
         if local is None:
             return
         files, name = files_and_format(local, options.format)
-        rows = module(name).read(files)
+        rows = rows_of_format(name, files)
     except UserError:
         return
     columns = columns_of_table(rows.table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, JsonOptions, RunOptions, parse, positional, run_and_corpus
-from polymodal.cli._printing import print_json, print_table, terminal, waiting
+from polymodal.cli._printing import print_json, print_table, say_which_weights, terminal, waiting
 from polymodal.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ def evaluate(arguments: Arguments) -> None:
         options.template, options.templates
     )
     from polymodal.evaluation import evaluate_with_protocols, score_on_benchmark, write_plots
+    from polymodal.evaluation.kept_scores import keep_scores
 
     run, corpus = run_and_corpus(path, options)
+    say_which_weights(run)
     with waiting(f"Scoring {path} on {options.benchmark or corpus.name}"):
         if options.benchmark is None:
             scores = evaluate_with_protocols(run, corpus, templates=templates)
@@ -56,6 +58,8 @@ def evaluate(arguments: Arguments) -> None:
             scores = score_on_benchmark(options.benchmark, run, corpus, options.split, templates)
     if not scores:
         raise UserError(f"The run {path} has no capability that can be tested on '{corpus.name}'.{corpus.hint}")
+    if options.benchmark is None and not options.given and not templates:
+        keep_scores(Path(path), [scored.score for scored in scores])
     plots = [] if options.plot is None else write_plots(run, corpus, Path(options.plot))
     records = [_record(scored) for scored in scores]
     if options.out is not None:

@@ -20,7 +20,15 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._next_steps import next_steps, query_of
 from polymodal.cli._output_files import output_file
-from polymodal.cli._printing import bar, print_json, print_table, said_of_unreadable, terminal, waiting
+from polymodal.cli._printing import (
+    bar,
+    print_json,
+    print_table,
+    said_of_unreadable,
+    say_which_weights,
+    terminal,
+    waiting,
+)
 from polymodal.constraints import PositiveInt
 
 
@@ -98,6 +106,7 @@ def search(arguments: Arguments) -> None:
     from polymodal.serving.search import search_corpus
 
     run, corpus = run_and_corpus(path, options)
+    say_which_weights(run)
     with waiting(f"Looking through {corpus.name}; polymodal index does so once for many searches"):
         hits = search_corpus(run, corpus, query, options.top, options.split)
     terminal().print(_searched(corpus, options.split), highlight=False)

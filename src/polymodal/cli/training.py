@@ -12,9 +12,8 @@ from polymodal.cli._budgets import budget_on, check_budget
 from polymodal.cli._flags import (
     HELP,
     Arguments,
-    DataOptions,
     JsonOptions,
-    TowerOptions,
+    StartOptions,
     TrustOptions,
     leading_words,
     parse,
@@ -25,6 +24,7 @@ from polymodal.cli._flags import (
 from polymodal.cli._next_steps import hints, next_steps
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli._sizes import size_choice, size_flags
 from polymodal.constraints import NonNegativeInt
 from polymodal.errors import unknown
 from polymodal.types import Budget
@@ -32,12 +32,13 @@ from polymodal.types import Budget
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
     from polymodal.training.runtime import RuntimeConfig
+    from polymodal.training.sizes import SizeChoice
 
 RUNTIME = "polymodal.training.runtime", "RuntimeConfig"
 
 
 @dataclass(frozen=True)
-class TrainOptions(DataOptions, TowerOptions, TrustOptions):
+class TrainOptions(StartOptions):
     budget: str = "60s"
     """Training budget: 200steps, 3epochs, 5000examples, 1e6tokens, 1e15flops, 60s, 20m, 2h."""
     seed: NonNegativeInt = 0
@@ -48,21 +49,6 @@ class TrainOptions(DataOptions, TowerOptions, TrustOptions):
     """Stop after N of the 8 validations without a better headline metric; 0 never stops."""
     keep: Literal["best", "last"] | None = None
     """Weights that the run ends with: best on validation, or last. By default best with --early-stop, else last."""
-    init: str | None = None
-    """Initialize from a finished run, wherever name and shape match; or from hf:NAME, a pretrained model that the
-    recipe supports."""
-
-    @property
-    def towers(self) -> TowerOptions:
-        return TowerOptions(self.vision, self.text_encoder, self.audio, self.lm)
-
-    def prepared(self, recipe: Any) -> Any:
-        """Return the recipe with the pretrained encoders, or the pretrained model, to start from."""
-        if self.init and self.init.startswith("hf:"):
-            from polymodal.training.initialization import with_pretrained
-
-            recipe = with_pretrained(recipe, self.init)
-        return self.towers.applied(recipe)
 
 
 def train(arguments: Arguments) -> None:
@@ -70,18 +56,22 @@ def train(arguments: Arguments) -> None:
     spec, rest = positional(arguments, "train RECIPE --corpus NAME | --data PATH [--budget 60s] [--seed 0] [--out DIR]")
     from polymodal import recipes
 
-    kinds = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}
-    parsed = parse_with_recipe(kinds, recipes.find_method(spec), rest, f"train {spec}", train)
+    kinds, kind = {"options": TrainOptions, "runtime": source.find(*RUNTIME)}, recipes.find_method(spec)
+    parsed = parse_with_recipe(kinds, kind, rest, f"train {spec}", train)
     options = parsed.options
     check_budget(options.budget)
-    name = short_name(spec)
     options.check()
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
-    budget = budget_on(options.budget, corpus)
+    name = short_name(spec)
     out = options.out or f"runs/{name}-{corpus.name}-seed-{options.seed}"
+    choice = size_choice(parsed, kind, corpus, out)
+    if more := size_flags(parsed, choice):
+        larger = parse_with_recipe(kinds, kind, [*rest, *more], f"train {spec}", train).recipe
+        recipe = options.prepared(source.real(larger))
+    budget = budget_on(options.budget, corpus)
     runtime = source.real(parsed.runtime)
-    best = {"early_stop": options.early_stop, "keep": options.keep}
-    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, options.trust_code, best)
+    further = {"early_stop": options.early_stop, "keep": options.keep, "trust_code": options.trust_code}
+    _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, further, choice)
 
 
 def resume(arguments: Arguments) -> None:
@@ -106,8 +96,7 @@ def resume(arguments: Arguments) -> None:
         record["recipe"]["name"],
         source.real(parsed.runtime),
         record.get("init"),
-        trust_code,
-        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep")},
+        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep"), "trust_code": trust_code},
     )
 
 
@@ -133,17 +122,17 @@ def _train(
     name: str,
     runtime: RuntimeConfig,
     init: str | None,
-    trust_code: bool,
-    best: dict[str, Any],
+    further: dict[str, Any],
+    choice: SizeChoice | None = None,
 ) -> None:
     from polymodal.evaluation import validation
     from polymodal.training import train as run_training
     from polymodal.training.parallel import is_first
-    from polymodal.training.progress_bar import progress_bar
+    from polymodal.training.size_line import progress_and_size
 
     finished_before = _is_finished(Path(out))
     try:
-        with progress_bar(f"{name} on {corpus.name}") as on_step:
+        with progress_and_size(f"{name} on {corpus.name}", choice, corpus, budget) as callbacks:
             run = run_training(
                 recipe,
                 corpus,
@@ -154,9 +143,8 @@ def _train(
                 init=init,
                 validate=validation(corpus),
                 runtime=runtime,
-                on_step=on_step,
-                trust_code=trust_code,
-                **best,
+                **callbacks,
+                **further,
             )
     except KeyboardInterrupt:  # the second one
         raise KeyboardInterrupt(

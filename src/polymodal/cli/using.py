@@ -21,7 +21,7 @@ from polymodal.cli._flags import (
     run_and_corpus,
 )
 from polymodal.cli._output_files import output_file
-from polymodal.cli._printing import print_json, print_table, terminal, waiting
+from polymodal.cli._printing import print_json, print_table, say_which_weights, terminal, waiting
 from polymodal.constraints import NonNegativeInt, Port, PositiveInt
 from polymodal.errors import UserError, needs
 
@@ -186,6 +186,7 @@ def serve(arguments: Arguments) -> None:
     from polymodal.training import load_run
 
     run, index = load_run(path, options.trust_code), None
+    say_which_weights(run)
     if options.index is not None:
         index = Index(options.index)
         index.check(run)

@@ -63,13 +63,18 @@ def _reading(files: Sequence[Path], convert: Callable[[], Conversion]) -> Conver
         try:
             yield from conversion.batches
         except OSError as error:
-            raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
+            raise UserError(f"{files[0]} cannot be read: {error.strerror or first_words(error)}.") from error
 
     try:
         conversion = convert()
     except OSError as error:
-        raise UserError(f"{files[0]} cannot be read: {error.strerror or error}.") from error
+        raise UserError(f"{files[0]} cannot be read: {error.strerror or first_words(error)}.") from error
     return Conversion(conversion.schema, batches(conversion), conversion.skipped)
+
+
+def first_words(error: Exception) -> str:
+    """Return the message of an error of Arrow, which may have several lines, in one."""
+    return " ".join(str(error).split()).removesuffix(".")
 
 
 def _write(final: Path, conversion: Conversion) -> None:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from polymodal.corpora._arrow_files import open_arrow
 from polymodal.corpora._cache import prepared
 from polymodal.corpora._packages import Package, fetch
 from polymodal.corpora.corpus import About, Corpus
+from polymodal.errors import read_errors
 from polymodal.modalities import Category, Labels, Modality
 
 Item = TypeVar("Item")
@@ -88,7 +90,11 @@ def open_prepared(
         preparation.remove_archives()
 
     folder = prepared(about.folder, prepare)
-    table = pa.ipc.open_file(pa.memory_map(str(folder / file))).read_all()
+    advice = f"remove it with `polymodal corpora remove {about.name}`; then it is prepared again when it is opened"
+    with read_errors(folder / file, advice):
+        table = open_arrow(folder / file)
+        if table.column_names != schema.names:
+            raise ValueError("it has other columns")
     opened = dict(columns)
     for name, modality in columns.items():
         if isinstance(modality, Category | Labels) and not modality.names:

@@ -98,7 +98,7 @@ def _by_content(table: pa.Table, columns: Mapping[str, Modality], root: Path, ke
     if total >= 10 and given and joined.max() < 2:
         notes.append("There are fewer than three groups, so rows of one group are in several splits.")
         joined = _components(total, media + texts)
-    positions = _positions(table, joined, keys, media or texts)
+    positions = _positions(table, joined, keys, media + texts)
     sizes = np.bincount(joined)
     of_group = _by_position(positions, sizes) if len(sizes) >= FEW_GROUPS else _by_quota(positions, sizes)
     rows = _rows_of(of_group[joined])
@@ -129,7 +129,9 @@ def _said(table: pa.Table, columns: Mapping[str, Modality]) -> list[tuple[np.nda
                 images = pc.struct_field(column, "images").combine_chunks()
                 counts = pc.fill_null(pc.list_value_length(images), 0)
                 rows = np.repeat(np.arange(len(images)), counts.to_numpy(zero_copy_only=False))
-                with_image = rows[pc.list_flatten(images).is_valid().to_numpy(zero_copy_only=False)]
+                flat = pc.list_flatten(images)
+                there = pc.not_equal(flat, "") if is_string(flat.type) else flat.is_valid()
+                with_image = rows[pc.fill_null(there, False).to_numpy(zero_copy_only=False)]
                 alone = pc.and_(alone, pa.array(np.bincount(with_image, minlength=len(images)) == 0))
             messages = pc.struct_field(column, "messages").filter(alone)
             hashes = np.fromiter((_hash(repr(value.as_py())) for value in messages), np.uint64, len(messages))
@@ -165,18 +167,20 @@ def _by_quota(positions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _positions(table: pa.Table, joined: np.ndarray, keys: str | None, content: list[Any]) -> np.ndarray:
-    """Return a number in [0, 1) for each group, by a hash of its content or keys: the smallest of its rows."""
+    """Return a number in [0, 1) for each group, by a hash of its keys, its content, or all that it holds: the
+    smallest of its rows."""
     if keys is not None:
         hashes = _hashes(table.column(keys))
-    elif content:
-        hashes = np.full(table.num_rows, np.iinfo(np.uint64).max, np.uint64)
+    else:
+        hashes = np.zeros(table.num_rows, np.uint64)
+        left = np.ones(table.num_rows, bool)
         for rows, values in reversed(content):  # a row counts by the first of its values
             there, first = np.unique(rows, return_index=True)
             hashes[there] = values[first]
-    else:
-        batches = table.to_batches(max_chunksize=64)  # rows may hold images
-        hashes = np.fromiter(
-            (_hash(repr(row)) for batch in batches for row in batch.to_pylist()), np.uint64, table.num_rows
+            left[there] = False
+        batches = table.filter(pa.array(left)).to_batches(max_chunksize=64) if left.any() else ()  # may hold images
+        hashes[left] = np.fromiter(
+            (_hash(repr(row)) for batch in batches for row in batch.to_pylist()), np.uint64, int(left.sum())
         )
     smallest = np.full(joined.max() + 1 if len(joined) else 0, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, joined, hashes)
@@ -239,11 +243,11 @@ def caption_hashes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 def content_hashes(column: pa.ChunkedArray, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return row and hash of the content of each value: bytes, or the bytes of the file that a path names.
 
-    Two values of different length, or with different first or middle bytes, are different: only the others are read as
-    a whole. More than `MAX_FILES` paths stand for themselves.
+    An empty path or value has no content. Two values of different length, or with different first or middle bytes, are
+    different: only the others are read as a whole. More than `MAX_FILES` paths stand for themselves.
     """
     if _are_paths(column) and len(column) > MAX_FILES:
-        pairs = [(row, _hash(str(value))) for row, value in _values(column) if value.is_valid]
+        pairs = [(row, _hash(str(value))) for row, value in _values(column) if value.is_valid and str(value)]
         return np.array([row for row, _ in pairs], np.int64), np.array([value for _, value in pairs], np.uint64)
     rows, probes, contents = [], [], []
     for row, value in _values(column):
@@ -290,8 +294,8 @@ class _Content:
             if not value.is_valid:
                 return None
         if is_binary(value.type):
-            return cls(value.as_buffer(), None)
-        return cls(str(value), root / str(value))
+            return cls(value.as_buffer(), None) if len(value.as_buffer()) else None
+        return cls(str(value), root / str(value)) if str(value) else None
 
     def probe(self) -> bytes:
         if self.path is None:

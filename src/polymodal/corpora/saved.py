@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from polymodal.corpora._arrow_files import open_arrow
+from polymodal.corpora._types import is_string
 from polymodal.corpora.corpus import About, Corpus
-from polymodal.errors import UserError
+from polymodal.errors import UserError, one_line
 from polymodal.modalities import Modality
 
 DESCRIPTION, ROWS = "corpus.json", "rows.arrow"
@@ -110,10 +112,13 @@ def is_saved(path: Path) -> bool:
 def load_description(path: Path | str) -> dict[str, Any]:
     """Load the description. Raises UserError when it is damaged."""
     try:
-        return json.loads((Path(path) / DESCRIPTION).read_text(encoding="utf-8"))
+        described = json.loads((Path(path) / DESCRIPTION).read_text(encoding="utf-8"))
+        if not isinstance(described, dict):
+            raise ValueError("it is no object")
+        return described
     except OSError as error:
         raise UserError(f"{path} is no folder that polymodal wrote: it has no {DESCRIPTION}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged; make it again.") from error
 
 
@@ -122,11 +127,14 @@ def open_saved(path: Path | str) -> Corpus:
     path = Path(path)
     description = load_description(path)
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path / ROWS))).read_all()
+        table = open_arrow(path / ROWS)
         columns = {name: _modality(record) for name, record in description["columns"].items()}
         about = About(**description["about"] | {"modalities": tuple(description["about"]["modalities"])})
-    except (OSError, KeyError, TypeError, AttributeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is damaged or was made by another version ({error}); make it again.") from error
+        label = description["label"]
+        _check_columns(table, columns, label)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # Arrow's are of these
+        reason = one_line(error)
+        raise UserError(f"{path} is damaged or was made by another version ({reason}); make it again.") from error
     split = np.array(table.column("split").to_pylist(), dtype=object)
     return Corpus(
         about=about,
@@ -134,9 +142,21 @@ def open_saved(path: Path | str) -> Corpus:
         columns=columns,
         splits={name: np.flatnonzero(split == name) for name in dict.fromkeys(split) if name is not None},
         keys="key",
-        label=description["label"],
+        label=label,
         choices={"data": str(path.resolve())},
     )
+
+
+def _check_columns(table: pa.Table, columns: Mapping[str, Modality], label: Any) -> None:
+    """Raise ValueError where a column is missing, or where key and split are no text."""
+    missing = {"key", "split", *columns, *([] if label is None else [label])} - {*table.column_names}
+    if missing:
+        raise ValueError(f"{ROWS} has no column {sorted(map(str, missing))[0]}")
+    for name in ("key", "split"):
+        if not is_string(table.schema.field(name).type):
+            raise ValueError(f"the column {name} is no text")
+    if label is not None and label not in columns:
+        raise ValueError(f"the label {label} is no column")
 
 
 def _record(modality: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.corpora._shards import RowBlock, Shards, by_split, listed, open_shards, sampled
+from polymodal.corpora._types import is_number
 from polymodal.corpora.corpus import About, Corpus, Part, command_that_shows
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.schemas import Found, View, convert, described_columns, find
 from polymodal.corpora.schemas import label as label_schema
 from polymodal.corpora.user_files import first_line, path_columns
 from polymodal.errors import UserError, unknown
-from polymodal.modalities import Modality
+from polymodal.modalities import Modality, Table
 
 BLOCKS_TOGETHER = 4  # blocks whose rows are shuffled together
 HELD_OUT = 5000  # examples at most of a test or validation split
@@ -91,7 +92,7 @@ def _opened(urls: list[str], columns: dict[str, str]) -> Corpus:
         keeps_decoded=False,
         skipped=shards.skipped,
         split_rule="the names of files or folders" if stated else "",
-        notes=("The splits are those that files or folders state.",) if stated else (),
+        notes=(*inferred.notes, *(("The splits are those that files or folders state.",) if stated else ())),
         blocks=blocks,
     )
 
@@ -142,15 +143,35 @@ def _inferred(shards: Shards, sample: pa.Table, root: Path, named: dict[str, str
     sample = sample.drop_columns([name for name in usual if name not in whole.column_names and name != label])
     others = {option: column for option, column in named.items() if option != "label"}
     if labels is None:
-        return find(sample, root, others, shards.modalities)
+        return _found(shards, sample, root, others, shards.modalities)
     already = shards.modalities | {name: column.modality for name, column in labels.columns.items()}
-    inferred = find(sample, root, others, already)
+    inferred = _found(shards, sample, root, others, already)
     return Found(
         {**inferred.columns, **labels.columns},
         (*inferred.uses, *labels.uses),
         labels.label,
         {**inferred.prompts, **labels.prompts},
+        inferred.notes,
     )
+
+
+def _found(
+    shards: Shards, sample: pa.Table, root: Path, named: dict[str, str], already: Mapping[str, Modality]
+) -> Found:
+    """Find the columns by a sample; the categories of table rows by all of their values."""
+    inferred = find(sample, root, named, already, pa.table({}))
+    tables = [column.modality for column in inferred.columns.values() if isinstance(column.modality, Table)]
+    written = [
+        name
+        for table in tables
+        for name in (*table.categorical, *table.numeric)
+        if name in sample.column_names and not is_number(sample.schema.field(name).type)
+    ]
+    if not written:
+        return inferred
+    whole = shards.whole(written)
+    sample = sample.drop_columns([name for name in written if name not in whole.column_names])
+    return find(sample, root, named, already, whole)
 
 
 def _check_columns(kinds: dict[str, Modality], sample: pa.Table, local: bool, url: str) -> None:

@@ -17,7 +17,7 @@ from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.saved import open_saved
 from polymodal.corpora.schemas import convert, described_columns, find
-from polymodal.errors import UserError
+from polymodal.errors import UserError, read_errors
 from polymodal.modalities import (
     Audio,
     Conversations,
@@ -55,20 +55,34 @@ def from_path(path: Path | str | Sequence[Path | str], format: str | None = None
     """
     given = [path] if isinstance(path, str | Path) else list(path)
     data, name = files_and_format(given, format)
+    try:
+        corpus = _read(data, name, given, format, columns)
+    except UserError as error:
+        raise UserError(f"{error}{command_that_shows([str(one) for one in given])}") from error
+    return replace(corpus, format=name)
+
+
+def _read(
+    data: DataFiles, name: str, given: Sequence[Path | str], format: str | None, columns: dict[str, str]
+) -> Corpus:
+    """Return the corpus of files in a format. format: that the user named, if any."""
     if name == "saved_corpus":
-        return replace(open_saved(data.given[0]), format=name, split_rule="the column 'split'")
-    rows = module(name).read(data)
+        return replace(open_saved(data.given[0]), split_rule="the column 'split'")
+    rows = rows_of_format(name, data)
     if data.samples:
         listed = ", ".join(file.name for file in data.samples)
         note = f"Left out as samples of the tables beside them: {listed}; name a file itself to read it."
         rows = replace(rows, notes=(*rows.notes, note))
     about = About(data.name, f"{rows.table.num_rows:,} examples of {data.name}", "the user's own", str(given[0]), ())
     choices: dict[str, Any] = {"data": [str(one.resolve()) for one in data.given]}
-    try:
-        corpus = corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
-    except UserError as error:
-        raise UserError(f"{error}{command_that_shows([str(one) for one in given])}") from error
-    return replace(corpus, format=name)
+    with read_errors(data.given[0], f"it was read as {name}; leave the damaged file out, or write it again"):
+        return corpus_of(rows, about, columns, choices | {"format": format, "columns": dict(columns)})
+
+
+def rows_of_format(name: str, data: DataFiles) -> Rows:
+    """Read files in a format. Raises UserError for damaged ones, whatever error its reader or a library raises."""
+    with read_errors(data.given[0], f"it was read as {name}; leave the damaged file out, or write it again"):
+        return module(name).read(data)
 
 
 def files_and_format(given: Sequence[Path | str], format: str | None = None) -> tuple[DataFiles, str]:

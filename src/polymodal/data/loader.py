@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data._grain import grain
 from polymodal.data.batch_order import batch_order
 from polymodal.data.processor import Processor
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, one_line
 from polymodal.modalities import Text
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example
@@ -257,6 +259,25 @@ class _Preparation(torch.utils.data.Dataset[Prepared]):
         skipped = {key: why for key, why in reader.skipped.items() if key not in self.said}
         self.said |= skipped.keys()
         return batch, skipped
+
+
+@contextmanager
+def killed_workers() -> Iterator[None]:
+    """Raise UserError when a process that prepares batches was killed, which torch notices in the midst of a step."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise the error again, for each that ends
+        for worker in multiprocessing.active_children():
+            if worker.daemon:  # others may wait for a lock of the killed one, and Python for them when it ends
+                worker.kill()
+        raise UserError(
+            f"A process that prepares batches has ended ({one_line(error)}), as the system ends one when memory is "
+            "short; start the same command again to go on from the last checkpoint, with fewer --num-workers."
+        ) from error
 
 
 def _as_it_is(value: Any) -> Any:

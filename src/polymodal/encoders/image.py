@@ -43,8 +43,9 @@ class ImageEncoderConfig:
     stem: tuple[PositiveInt, ...] = ()
     """Channels of the convolutional stem: 3 x 3 convolutions of stride 2 before the patches (Xiao et al. 2021); by
     default, patches are cut from the pixels."""
-    pool_type: Literal["avg", "max", "cls", "map"] = "avg"
-    """Global pooling: mean or maximum over patches, a CLS token, or multihead attention pooling (MAP, SigLIP)."""
+    pool_type: Literal["avg", "max", "cls", "map", "avg_all"] = "avg"
+    """Global pooling: mean or maximum over patches, a CLS token, multihead attention pooling (MAP, SigLIP), or the mean
+    over a CLS token and the patches (FLIP)."""
     pos_embed: Literal["learned", "sine", "rotary"] = "learned"
     """Position embeddings: learned, fixed 2-D sine-cosine, or 2-D rotary (RoPE)."""
     registers: NonNegativeInt = 0
@@ -74,7 +75,7 @@ class ImageEncoder(Encoder):
             raise UserError(f"Patches of {config.patch_size} px are no multiple of the stem's {stride} px.")
         self.config = config
         self.grid = config.image_size // config.patch_size
-        self.with_class = config.pool_type == "cls"
+        self.with_class = config.pool_type in ("cls", "avg_all")
         std = config.width**-0.5
         self.stem = ConvolutionalStem(config.stem) if config.stem else nn.Identity()
         self.patch_size = config.patch_size // stride
@@ -106,7 +107,7 @@ class ImageEncoder(Encoder):
         if self.registers is not None:  # they come last and are dropped
             x = x[:, : -len(self.registers)]
         if self.with_class:
-            return x[:, 1:], x[:, 0]
+            return x[:, 1:], x[:, 0] if self.config.pool_type == "cls" else x.mean(1)
         if self.map_head is not None:
             return x, self.map_head(x)
         return x, x.amax(1) if self.config.pool_type == "max" else x.mean(1)
@@ -115,7 +116,7 @@ class ImageEncoder(Encoder):
         self, image: Float[Tensor, "batch 3 size size"], kept: KeptPatches = None
     ) -> Float[Tensor, "batch width"]:
         """Return the pooled vector; with a CLS token, the last block computes that token only."""
-        if not self.with_class:
+        if self.config.pool_type != "cls":
             return self(image, kept)[-1]
         x = self._embedded(image, kept)
         first = torch.arange(len(x), device=x.device) * x.shape[1]

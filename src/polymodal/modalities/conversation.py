@@ -18,11 +18,12 @@ from polymodal.modalities.modality import write_text
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 PLACEHOLDER = "<image>"
-# Roles as data sets name them: LLaVA, OpenAI and TRL, ShareGPT.
+# Roles as data sets name them: LLaVA, OpenAI and TRL, ShareGPT (calls of functions and their results), ms-swift.
 ROLES = {
     "system": SYSTEM, "developer": SYSTEM, "user": USER, "human": USER, "prompter": USER, "tool": USER,
-    "function": USER, "observation": USER, "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT,
-    "bing": ASSISTANT, "bard": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
+    "function": USER, "observation": USER, "tool_response": USER, "assistant": ASSISTANT, "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT, "bot": ASSISTANT, "model": ASSISTANT,
+    "function_call": ASSISTANT, "tool_call": ASSISTANT,
 }  # fmt: skip
 TEXT_PARTS, IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 

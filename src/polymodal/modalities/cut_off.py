@@ -127,7 +127,7 @@ def _matroska(file: io.BufferedIOBase) -> int:
 
 
 def _box_ends(file: io.BufferedIOBase, size: int) -> Iterator[int]:
-    """The ends of the top-level boxes of an ISO base media file."""
+    """The ends of the top-level boxes of an ISO base media file, up to what is no box, such as a camera's own data."""
     place = 0
     while place + 8 <= size:
         file.seek(place)
@@ -135,7 +135,7 @@ def _box_ends(file: io.BufferedIOBase, size: int) -> Iterator[int]:
         (length,) = struct.unpack_from(">I", head)
         if length == 1 and len(head) == 16:
             (length,) = struct.unpack_from(">Q", head, 8)
-        if length < 8:  # 0: to the end of the file
+        if length < 8 or not all(0x20 <= byte < 0x7F for byte in head[4:8]):  # 0: to the end of the file
             return
         place += length
         yield place

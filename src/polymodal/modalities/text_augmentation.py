@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,17 @@ def augment_text(
             index, options = candidates[int(rng.integers(len(candidates)))]
             words[index] = options[int(rng.integers(len(options)))]
     return " ".join(words)
+
+
+def report_sentences(text: str) -> list[str]:
+    """Return the sentences of a report that have more than four tokens, or the text itself where none has.
+
+    They end at numbers of a list and at a full stop before a blank; words and marks are tokens (MedCLIP, released
+    code).
+    """
+    parts = re.split(r"[0-9]+\.+[^0-9]", " ".join(text.split("\n")))
+    sentences = [sentence.strip() for part in parts for sentence in part.split(". ")]
+    return [sentence for sentence in sentences if len(re.findall(r"\w+|[^\w\s]+", sentence)) > 4] or [text]
 
 
 def _has_content(text: str) -> bool:

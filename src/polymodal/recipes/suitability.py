@@ -8,7 +8,7 @@ from typing import Any
 from polymodal import recipes
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.processor import fit_processor, reads_of, unavailable
-from polymodal.errors import MissingModality, UserError
+from polymodal.errors import MissingModality, UserError, unknown
 from polymodal.rng import ExampleRNG
 from polymodal.training.stages import active_stages
 
@@ -22,6 +22,25 @@ def what_recipes_lack(corpus: Corpus, unreadable: Mapping[str, str]) -> dict[str
     unreadable: columns too many of whose values cannot be decoded, with a clause about it.
     """
     return {name: what for name in sorted(recipes.entries()) if (what := _lacks(name, corpus, unreadable)) is not None}
+
+
+def family_for(family: str, corpus: Corpus) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Return the recipes of a family that train on the corpus, and of the others what it lacks for them.
+
+    Raises UserError for a family without recipes that train, and where the corpus suits none of them.
+    """
+    families: dict[str, list[str]] = {}
+    for name, entry in recipes.entries().items():
+        if hasattr(recipes.stand_in(name), "build"):
+            families.setdefault(entry.family, []).append(name)
+    if family not in families:
+        raise unknown("family", family, families)
+    lacking = {name: what for name in families[family] if (what := _lacks(name, corpus, {}))}
+    fitting = [name for name in families[family] if name not in lacking]
+    if not fitting:
+        reasons = "; ".join(f"{name} needs {', '.join(what)}" for name, what in lacking.items())
+        raise UserError(f"No recipe of {family} trains on this data: {reasons}.")
+    return fitting, lacking
 
 
 def _lacks(name: str, corpus: Corpus, unreadable: Mapping[str, str]) -> tuple[str, ...] | None:

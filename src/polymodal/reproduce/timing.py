@@ -53,13 +53,15 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class TimedArm:
-    """What is timed under a label. tokenizer, weights: what its runs begin with (`train`)."""
+    """What is timed under a label. tokenizer, weights, init: what its runs begin with (`train`)."""
 
     label: str
     recipe: Any
     corpus: Corpus
     tokenizer: Any = None
     weights: torch.nn.Module | None = None
+    init: Path | str | None = None
+    trust_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,14 @@ def budgets_in_steps(
     display: Display,
     jobs: int = 1,
     given: Mapping[str, int] | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Budget]:
     """The budget of each arm: its steps where the budget is in seconds, else the budget itself.
 
     Steps are kept in `directory`, and an arm that has some there is given them again. Where others join it, all are
     timed, and the new ones get steps in proportion to those that are kept. given: steps to take in place of measured
-    ones. Raises UserError for an arm without given steps, and for other steps in `directory`; Interrupted after Ctrl-C
-    or SIGTERM, before anything is written.
+    ones. clock: by default one that a busy machine does not change. Raises UserError for an arm without given steps,
+    and for other steps in `directory`; Interrupted after Ctrl-C or SIGTERM, before anything is written.
     """
     if given is None and budget.seconds is None:
         return {arm.label: budget for arm in arms}
@@ -129,7 +132,7 @@ def budgets_in_steps(
     else:
         assert budget.seconds is not None
         display.timing([arm.label for arm in arms], seeds)
-        costs = time_arms(arms, budget.seconds, seeds[0], jobs)
+        costs = time_arms(arms, budget.seconds, seeds[0], jobs, clock or undisturbed_seconds)
         measured = {label: steps_that_fit(stages, budget.seconds) for label, stages in costs.items()}
         scale = median(steps / measured[label] for label, steps in recorded.items()) if recorded else 1.0
         timings = {
@@ -234,7 +237,7 @@ def time_arms(
             began, waited = time.perf_counter(), waited_by_all_threads()
             costs = timed(threads)
             waited = (waited_by_all_threads() - waited) / (time.perf_counter() - began) / threads
-            if threads == 1 or waited < BUSY or world.device.type != "cpu":
+            if threads == 1 or waited < BUSY or world.device.type != "cpu" or clock is time.perf_counter:
                 return costs
             alone = timed(1)
         except torch.cuda.OutOfMemoryError as error:
@@ -335,7 +338,8 @@ class _Stopwatch:
         self.look = look
         look()
         record: dict[str, Any] = {"recipe": recipe_record(arm.recipe)}
-        run = build_run(arm.recipe, arm.corpus, record, seed, tokenizer=arm.tokenizer, weights_like=arm.weights)
+        begin: dict[str, Any] = {"tokenizer": arm.tokenizer, "weights_like": arm.weights, "init": arm.init}
+        run = build_run(arm.recipe, arm.corpus, record, seed, **begin, trust_code=arm.trust_code)
         # A step that is not finite takes its time like others; the run itself says what is wrong with it.
         runtime = RuntimeConfig(num_threads=0, max_nonfinite_steps=SPAN)
         self.trainer = Trainer(run, arm.corpus, Budget(examples=SPAN), seed, runtime, world)

@@ -31,11 +31,11 @@ def with_value(recipe: Any, name: str, value: Any) -> Any:
     A field that the recipe has not itself is looked for in its `optimizer`. Raises UserError when there is none.
     """
     first, _, rest = name.partition(".")
-    names = {field.name for field in dataclasses.fields(recipe)}
+    names = {field.name for field in dataclasses.fields(recipe)} if dataclasses.is_dataclass(recipe) else set()
     if first not in names and "optimizer" in names and not rest:
         first, rest = "optimizer", first
     if first not in names:
-        raise UserError(f"A claim tunes '{name}', which is no hyper-parameter of {type(recipe).__module__}.")
+        raise UserError(f"The grid names '{name}', which is no hyper-parameter of {type(recipe).__module__}.")
     changed = with_value(getattr(recipe, first), rest, value) if rest else value
     return dataclasses.replace(recipe, **{first: changed})
 

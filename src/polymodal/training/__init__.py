@@ -2,6 +2,6 @@
 
 from polymodal.training.run import Run, load_run
 from polymodal.training.runtime import RuntimeConfig
-from polymodal.training.trainer import Interrupted, train
+from polymodal.training.trainer import Interrupted, Paused, train
 
-__all__ = ["Interrupted", "Run", "RuntimeConfig", "load_run", "train"]
+__all__ = ["Interrupted", "Paused", "Run", "RuntimeConfig", "load_run", "train"]

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from polymodal.errors import UserError
 from polymodal.training.checkpoint import save_weights
+from polymodal.training.checkpoint_reading import best_steps, whole_tensors
 from polymodal.training.parallel import full_tensor
 from polymodal.training.validation import Measured, Validate
 
@@ -36,7 +36,7 @@ class BestWeights:
         progress = trainer.progress
         if progress.stage + 1 < len(trainer.stages):
             return False
-        name, value, better = _headline(metrics, progress.best_value)
+        name, value, better = _headline(metrics, progress.best_metric, progress.best_value)
         name, value, better = trainer.world.all_gather_object((name, value, better))[0]
         if better:
             progress.best_metric, progress.best_value, progress.best_step = name, value, progress.step
@@ -58,8 +58,9 @@ class BestWeights:
                 return
             save_weights(weights, _file(directory, trainer.progress.best_step))
         trainer.writer.wait()
-        # The newest checkpoint may refer to an earlier best: both are kept.
-        needed = {_file(directory, step) for step in (trainer.progress.best_step, trainer.saved.best_step)}
+        # Checkpoints, of which an older one is used where the newest is damaged, may refer to earlier best weights.
+        steps = {trainer.progress.best_step, trainer.saved.best_step, *best_steps(directory)}
+        needed = {_file(directory, step) for step in steps}
         for path in directory.glob("best-*.safetensors"):
             if path not in needed:
                 path.unlink()
@@ -71,7 +72,8 @@ class BestWeights:
             return None
         if directory is None:
             return trainer.world.all_gather_object(self.in_memory)[0]
-        return load_file(_file(directory, step))  # all processes share the folder
+        advice = f"train the run again, or copy the file again, then go on with: polymodal resume {directory}"
+        return whole_tensors(_file(directory, step), advice)  # all processes share the folder
 
     def report(self, trainer: Trainer) -> dict[str, Any]:
         """Return what the record says: which weights are kept, and where training stopped early."""
@@ -110,13 +112,18 @@ def _file(directory: Path, step: int) -> Path:
     return directory / f"best-{step}.safetensors"
 
 
-def _headline(metrics: Mapping[str, Measured], best: float | None) -> tuple[str, float, bool]:
-    """Return name and value of the headline metric, and whether it is better than the best. Raises UserError without
-    metrics."""
+def _headline(metrics: Mapping[str, Measured], before: str, best: float | None) -> tuple[str, float, bool]:
+    """Return name and value of the headline metric, and whether it is better than the best.
+
+    before: the metric of the best, with which values of another one are not compared: a validation that lacks it is no
+    better one. Raises UserError without metrics.
+    """
     if not metrics:
         raise UserError(
             "Validation of this recipe on this data gives no metric; leave out --early-stop and --keep best."
         )
-    name = min(metrics, key=lambda one: math.inf if (place := metrics[one].headline) is None else place)
+    if before and before not in metrics:
+        return before, math.nan, False
+    name = before or min(metrics, key=lambda one: math.inf if (place := metrics[one].headline) is None else place)
     value, sign = float(metrics[name].value), 1 if metrics[name].higher_is_better else -1
     return name, value, math.isfinite(value) and (best is None or sign * value > sign * best)

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "with a smaller --learning-rate or a --max-grad-norm."
         )
     model.load_state_dict(loaded)
+
+
+def whole_tensors(path: Path, advice: str) -> dict[str, Tensor]:
+    """Read tensors. Raises UserError for a file that is missing, damaged, or not what was written."""
+    with read_errors(path, advice):
+        loaded, metadata = _tensors(path)
+        if metadata.get("checksum") not in (None, checksum(loaded)):
+            raise UserError(f"{path} was changed or damaged after it was written (its checksum differs); {advice}.")
+        return loaded
+
+
+def best_steps(directory: Path) -> set[int]:
+    """Return the steps of the best weights that the checkpoints of a run refer to; damaged ones refer to none."""
+    steps = set()
+    for path in checkpoints(directory):
+        with suppress(OSError, ValueError):
+            steps.add(SavedState.of(json.loads((path / STATE).read_text(encoding="utf-8"))).progress.best_step)
+    return steps
 
 
 def _tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

@@ -14,10 +14,15 @@ from polymodal.training.loop import Trainer
 from polymodal.training.parallel import full_tensor
 from polymodal.training.run import Run
 from polymodal.training.training_rows import save_training_rows
+from polymodal.training.validation import Validate
 
 
 class Interrupted(UserError):
     """Training was stopped by Ctrl-C, SIGTERM or SIGHUP; progress is saved."""
+
+
+class Paused(Interrupted):
+    """Training reached the step until which it was to train; its folder goes on with the same schedule."""
 
 
 def interrupt(trainer: Trainer, reason: str = "") -> Interrupted:
@@ -37,6 +42,13 @@ def interrupt(trainer: Trainer, reason: str = "") -> Interrupted:
         run.save_record()
     by = f" by {reason}" if reason and reason != "Ctrl-C" else ""
     return Interrupted(f"Stopped{by} and saved at step {step}; go on with: polymodal resume {run.directory}")
+
+
+def pause(trainer: Trainer, validate: Validate | None) -> Paused:
+    """Validate, save a checkpoint and return what says so. Without a folder, nothing is saved."""
+    if validate is not None:
+        trainer.validate(validate)
+    return Paused(str(interrupt(trainer)))
 
 
 def rescue(trainer: Trainer, error: UserError) -> UserError:

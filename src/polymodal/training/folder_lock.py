@@ -48,7 +48,10 @@ def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
     such as "trained into". Raises UserError when another process holds it. Where the file system has no locks, there is
     none.
     """
-    folder = folder.resolve()
+    if folder.is_symlink() and not folder.exists():
+        target = os.readlink(folder)
+        raise UserError(f"{folder} is a link to {target}, which does not exist; remove it, or name another --out.")
+    folder = Path(os.path.realpath(folder))
     path = folder.with_name(f".{folder.name}.lock")
     with write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,8 @@ def lock_folder(folder: Path, doing: str, advice: str) -> Iterator[None]:
                 lock.acquire()
                 path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         except Timeout as error:
+            if not path.exists():  # where no file can be made
+                raise UserError(f"{folder} cannot be written; name another place with --out.") from error
             raise UserError(f"{folder} is being {doing} by {_owner(path)}; {advice}.") from error
     try:
         yield

@@ -43,6 +43,11 @@ class GradientTransform(Protocol):
         ...
 
 
+def around(value: float, *factors: float) -> tuple[float, ...]:
+    """Return a value and its multiples, these rounded to two digits, in ascending order."""
+    return tuple(sorted({value, *(float(f"{value * factor:.2g}") for factor in factors)}))
+
+
 @dataclass(frozen=True)
 class TrainingRecipe:
     """Fields and defaults of the recipes of trained methods, see `types.Recipe`."""
@@ -62,6 +67,8 @@ class TrainingRecipe:
 
     length_modality: ClassVar[type] = Text
     """Modality by whose length `length_bucketing` sorts."""
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Plain fields at sizes `small` and `base`, beside the encoders (`training.sizes`)."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a field of a wrong kind, by its name."""
@@ -74,6 +81,17 @@ class TrainingRecipe:
     def missing_init(self) -> str:
         """Return why training cannot start without `--init`, as a sentence for the user; empty if it can."""
         return ""
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return the values that `polymodal tune` tries by default, by the names of hyper-parameters.
+
+        Learning rates around the recipe's own, and weight decay. Families with a temperature override it.
+        """
+        decay = self.optimizer.weight_decay
+        return self._learning_rates() | {"optimizer.weight_decay": (0.01, 0.1) if not decay else around(decay, 0.1)}
+
+    def _learning_rates(self) -> dict[str, tuple[float, ...]]:
+        return {"optimizer.learning_rate": around(self.optimizer.learning_rate, 1 / 3, 3)}
 
     def gradient_transform(self) -> GradientTransform | None:
         """What makes one gradient of those of each loss; None adds them up. One is made for each run."""

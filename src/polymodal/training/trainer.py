@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.stream import MissingData
+from polymodal.data.loader import killed_workers
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
 from polymodal.training.best import BestWeights, best_weights
 from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.data_fingerprint import data_fingerprint
-from polymodal.training.ending import Interrupted, finish, interrupt, rescue
+from polymodal.training.ending import Interrupted, Paused, finish, interrupt, pause, rescue
 from polymodal.training.folder_lock import lock_folder
 from polymodal.training.initialization import (
     copy_matching_weights,
@@ -50,10 +51,11 @@ from polymodal.training.stopping import StopEvent, stop_signals
 from polymodal.training.validation import Validate
 from polymodal.types import Budget
 
-__all__ = ["Interrupted", "OnStep", "Progress", "Validate", "copy_matching_weights", "train"]
+__all__ = ["Interrupted", "OnStep", "Paused", "Progress", "Validate", "copy_matching_weights", "train"]
 
 LOG_EVERY = 10  # steps between two entries of the history
 
+OnBuild = Callable[[Run], object]
 OnStep = Callable[[Progress, float, Mapping[str, Tensor]], None]  # progress, budget fraction, losses of the step
 
 
@@ -73,12 +75,13 @@ def train(
     early_stop: int = 0,
     keep: str | None = None,
     runtime: RuntimeConfig | None = None,
+    on_build: OnBuild | None = None,
     on_step: OnStep | None = None,
+    until_step: int | None = None,
     trust_code: bool = False,
 ) -> Run:
-    """Train a recipe on a corpus and return the run.
+    """Train a recipe, which derives from `training.recipe.TrainingRecipe`, on a corpus and return the run.
 
-    recipe: a `polymodal.types.Recipe` that derives from `training.recipe.TrainingRecipe`.
     seed: of weights, order of examples and all sampling; with a budget in steps or examples it fixes the weights.
     out: folder of the run. An unfinished run with the same configuration is resumed; a finished one is returned.
     weights_like: module from which parameters with matching name and shape are copied (paired runs).
@@ -89,6 +92,8 @@ def train(
     validate: called `validations` times, evenly over the budget; its time does not count.
     early_stop: validations without a better headline metric that end training; 0: none. keep: best or last weights.
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most.
+    on_build: called with the run before its first step. on_step: called after every step.
+    until_step: validates, saves and raises `Paused` there; learning rates are those of the whole budget.
     trust_code: for the run in `out` or `init`, see `load_run`.
     Raises UserError for a hyper-parameter outside its range, a folder that holds another run, a corpus that the recipe
     cannot use, a disk that cannot be written, or non-finite losses; Interrupted after Ctrl-C, SIGTERM or SIGHUP.
@@ -110,11 +115,10 @@ def train(
                 _announce(record, _same_data(directory, corpus), runtime, written)
                 start: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
                 run = build_run(recipe, corpus, record, seed, **start, directory=directory, trust_code=trust_code)
-                if written is not None:
-                    _save_configuration(run, written)
+                _begin(run, written, on_build if world.first else None)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
             try:
-                return _train(trainer, stop, validate, validations, on_step, best)
+                return _train(trainer, stop, validate, validations, on_step, best, until_step)
             finally:
                 trainer.active.data.close()
 
@@ -170,8 +174,12 @@ def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, 
             write_json(directory / RECORD, record)
 
 
-def _save_configuration(run: Run, directory: Path) -> None:
-    """Save what does not change in training: a user's recipe file, the processor, and the record."""
+def _begin(run: Run, directory: Path | None, on_build: OnBuild | None) -> None:
+    """Call `on_build`; save what does not change in training: a user's recipe file, the processor, and the record."""
+    if on_build is not None:
+        on_build(run)
+    if directory is None:
+        return
     with write_errors(directory):
         save_user_recipe(run.recipe, directory)
         run.record["checksums"] = save_processor(run.processor, directory)
@@ -236,6 +244,7 @@ def _given_up_on_error(directory: Path | None) -> Iterator[None]:
         raise
 
 
+@killed_workers()
 def _train(
     trainer: Trainer,
     stop: StopEvent,
@@ -243,10 +252,13 @@ def _train(
     validations: int,
     on_step: OnStep | None,
     best: BestWeights | None,
+    until_step: int | None,
 ) -> Run:
     """Run steps until the budget is used, with logging, validation and checkpoints between them."""
     stopped_early = False
     while (before := trainer.fraction) < 1:
+        if until_step is not None and trainer.progress.step >= until_step:
+            raise pause(trainer, validate)
         try:
             losses = trainer.step(stop.is_set())
         except MissingData as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,10 @@ def converted_column(
     files: those of the rows, instead of the paths of the column. Raises UserError where none can be read.
     """
     paths = list(files) if files is not None else [rows.root / name for name in rows.table.column(column).to_pylist()]
-    present = [number for number, path in enumerate(paths) if path.is_file()]
+    present = [number for number, path in enumerate(paths) if os.path.isfile(path)]
     skipped: list[Skipped] = []
     if len(present) < len(paths):
-        missing = next(path for path in paths if not path.is_file())
+        missing = next(path for path in paths if not os.path.isfile(path))
         skipped.append(Skipped(len(paths) - len(present), "names a file that does not exist", str(missing)))
     if not present:
         raise UserError(f"None of the {len(paths):,} files that {rows.root} names is there.")

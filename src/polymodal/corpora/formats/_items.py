@@ -54,7 +54,7 @@ def _keys(line: str) -> list[str]:
     """Return the keys of a JSON object; of a line that is too long to be whole, all that look like keys."""
     try:
         record = parse_json(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return re.findall(r'"([A-Za-z_]+)"\s*:', line)
     return list(record) if isinstance(record, dict) else []
 

@@ -57,22 +57,22 @@ def _head(file: Path, size: int, changed: int) -> Any:
 def _closed(text: str) -> str:
     """Cut a truncated text behind the last whole value, and close what is open there."""
     closers: list[str] = []
-    end, rest = 0, ""
+    end = 0
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token == '"':  # a string that goes on
             break
         if token in "{[":
             closers.append("}" if token == "{" else "]")
-            end, rest = match.end(), "".join(reversed(closers))
+            end = match.end()
         elif token in "}]":
             if not closers:
                 break
             closers.pop()
-            end, rest = match.end(), "".join(reversed(closers))
+            end = match.end()
         elif token == ",":
-            end, rest = match.start(), "".join(reversed(closers))
-    return text[:end] + rest
+            end = match.start()
+    return text[:end] + "".join(reversed(closers))
 
 
 def first_record(held: Any, name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def matches_folder(data: DataFiles, suffixes: Sequence[str]) -> Match:
         return Match.NO
     described = json_beside(data, suffixes)
     rows = [file for file in data.with_suffixes(DATA) if file.name.lower() not in METADATA]
-    if len(rows) > len(described) or belong_to_others(data, suffixes):
+    if len(rows) > len({*described.values()}) or belong_to_others(data, suffixes):
         return Match.NO
     others = sum(len(files) for suffix, files in data.by_suffix.items() if suffix not in (*suffixes, *SIDECARS, *DATA))
     if media <= others - sum(map(len, media_beside(data, suffixes).values())):

@@ -29,15 +29,16 @@ MEDIA: dict[str, tuple[tuple[str, ...], Callable[[Path], Modality]]] = {
     "video": (VIDEO_SUFFIXES, lambda root: Video(root=root)),
     "audio": (AUDIO_SUFFIXES, lambda root: Audio(root=root)),
 }
-Files = dict[Path, Path]  # by path without the suffix
+Files = dict[Path, Path]  # by path without the suffix; of JSON, by the media file
 
 
 def json_beside(data: DataFiles, suffixes: Sequence[str]) -> Files:
-    """Return the JSON files beside media files, if the first ones are objects with a caption or a class."""
+    """Return the JSON file of each media file (`1.jpg`: `1.jpg.json` or `1.json`), if the first ones are objects with a
+    caption or a class."""
     files = _by_stem(data.with_suffixes((".json",)))
-    stems = _by_stem(data.with_suffixes(suffixes)) if files else {}
-    beside = {stem: file for stem, file in files.items() if stem in stems}
-    heads = [json_head(file) for file in itertools.islice(beside.values(), LOOKED_AT)]
+    media = data.with_suffixes(suffixes) if files else []
+    beside = {one: file for one in media if (file := files.get(one) or files.get(one.with_suffix("")))}
+    heads = [json_head(file) for file in itertools.islice(dict.fromkeys(beside.values()), LOOKED_AT)]
     usual = {*text.USUAL, *label.USUAL}
     return beside if any(isinstance(head, dict) and usual & {*map(str.lower, head)} for head in heads) else {}
 
@@ -113,9 +114,9 @@ def json_columns(
         return {}
     records: list[dict[str, Any]] = []
     bad: list[str] = []
-    without = [file for file in media if file.with_suffix("") not in beside]
+    without = [file for file in media if file not in beside]
     for file in media:
-        sidecar = beside.get(file.with_suffix(""))
+        sidecar = beside.get(file)
         record: Any = {}
         if sidecar is not None:
             try:

@@ -15,7 +15,7 @@ from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, place_of, split_of, splits_of
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.schemas import label, text
-from polymodal.errors import UserError
+from polymodal.errors import UserError, read_errors
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 TARGETS = (*label.USUAL, *text.USUAL)
@@ -36,7 +36,8 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
     for file in files:
-        table, left_out = read(file)
+        with read_errors(file, "write it again, or leave it out"):
+            table, left_out = read(file)
         tables.append(_from_root(table, data.root / place_of(file, data.root).parent, data.root) if several else table)
         skipped += left_out
     stated = splits_of(files, data.root)
@@ -96,7 +97,7 @@ def _from_root(table: pa.Table, folder: Path, root: Path) -> pa.Table:
     for place, field in enumerate(table.schema):
         if is_string(field.type):
             values = [value for value in table.column(place)[:LOOKED_AT].to_pylist() if value and len(value) < 1000]
-            if any(not Path(value).is_absolute() and (folder / value).is_file() for value in values):
+            if any(not Path(value).is_absolute() and os.path.isfile(folder / value) for value in values):
                 way = pa.scalar(f"{folder.relative_to(root).as_posix()}/", field.type)
                 paths = pc.binary_join_element_wise(way, table.column(place), "")
                 table = table.set_column(place, field.name, paths)

@@ -28,7 +28,7 @@ def utterances(
     Raises UserError where no file exists.
     """
     listed = set(data.files)
-    exists = np.array([sound in listed or sound.is_file() for sound in sounds], bool)
+    exists = np.array([sound in listed or os.path.isfile(sound) for sound in sounds], bool)
     if not exists.any():
         of_first = f": {sounds[0]} does not exist" if sounds else ""
         raise UserError(f"None of the {len(sounds):,} sounds that {data.given[0]} names is there{of_first}.")

@@ -5,6 +5,7 @@ CSV has no types: a caption `007`, `None` or `NA` is the text that it is. An emp
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -46,6 +47,7 @@ def read_csv(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
 
 def _convert(file: Path) -> Conversion:
     delimiter, names, start = _headings(file)
+    _check_utf8(file)
     skipped: list[Skipped] = []
     plain = [name.strip() for name in names]
     batches = _batches(file, delimiter, plain, start, skipped)
@@ -58,6 +60,17 @@ def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = [pc.utf8_trim_whitespace(column) for column in batch.columns]
     columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _check_utf8(file: Path) -> None:
+    """Raise UserError for a file in another encoding, before Arrow prints a traceback for a line of it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with pa.input_stream(str(file), compression="detect") as stream:
+            while block := stream.read(BLOCK):
+                decoder.decode(block)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not in UTF-8; save it as UTF-8.") from error
 
 
 def _headings(file: Path) -> tuple[str, list[str], int]:

@@ -192,9 +192,8 @@ def _splits(data: DataFiles, tables: Sequence[pa.Table]) -> list[np.ndarray]:
         name = file.stem.lower().removesuffix("images")  # Flickr_8k.trainImages.txt
         split = SPLIT_NAMES.get(re.split(r"[._]", name)[-1])
         if split is not None and file.parent.name.lower() != "sentences":
-            listed |= dict.fromkeys(
-                (Path(line.strip()).stem for line in file.read_text().split() if line.strip()), split
-            )
+            lines = file.read_text("utf-8", errors="replace").split()
+            listed |= {Path(line).stem: split for line in lines}
     if "train" not in listed.values():
         return []
     return [

@@ -121,7 +121,7 @@ def _is_lines(first: bytes) -> bool:
     """Return whether the first line is a whole record, so that JSON lines have the suffix .json."""
     try:
         return isinstance(json.loads(first.splitlines()[0]), dict) and len(first.splitlines()) > 1
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

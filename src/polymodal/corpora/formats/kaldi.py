@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,4 +74,4 @@ def _sound(script: Path, place: str, root: Path) -> Path:
     if ".ark:" in place:
         raise UserError(f"{script} names the archive '{place[:80]}'; write its sounds to files, and their paths here.")
     beside = script.parent / place
-    return beside if beside.is_file() or not (root / place).is_file() else root / place
+    return beside if os.path.isfile(beside) or not os.path.isfile(root / place) else root / place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from polymodal.corpora.corpus import Skipped
@@ -48,7 +49,7 @@ def _is_metadata(file: Path) -> bool:
     if not (file.parent / FOLDER).is_dir():
         return False
     parts = (line.partition("|") for line in head_lines(file, LOOKED_AT))
-    return any(bar and _sound(file, name.strip()).is_file() for name, bar, _ in parts)
+    return any(bar and os.path.isfile(_sound(file, name.strip())) for name, bar, _ in parts)
 
 
 def _sound(file: Path, name: str) -> Path:
@@ -56,4 +57,4 @@ def _sound(file: Path, name: str) -> Path:
     if name.lower().endswith(AUDIO_SUFFIXES):
         return stem
     paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".wav", ".flac", ".mp3", ".ogg")]
-    return next((path for path in paths if path.is_file()), paths[0])
+    return next((path for path in paths if os.path.isfile(path)), paths[0])

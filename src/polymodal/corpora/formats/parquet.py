@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polymodal.corpora._arrow_cache import Conversion, cached_table
+from polymodal.corpora._arrow_files import checked
 from polymodal.corpora._types import plain_type
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
@@ -36,7 +37,7 @@ def read_file(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
         return _read_arrow(file) if file.suffix.lower() in ARROW else _read_parquet(file)
     except pa.ArrowException as error:
         kind = file.suffix[1:].lower()
-        raise UserError(f"{file} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as {kind}: {next(iter(str(error).splitlines()), '')}") from error
 
 
 def _read_parquet(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
@@ -61,8 +62,8 @@ def _read_arrow(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
 
             table = feather.read_table(str(file))
     if all(field.type == plain_type(field.type) for field in table.schema):
-        return table, ()
-    return cached_table("arrow", [file], lambda: _conversion(table.schema, table.to_batches(BATCH)))
+        return checked(table), ()
+    return cached_table("arrow", [file], lambda: _conversion(table.schema, checked(table).to_batches(BATCH)))
 
 
 def _conversion(schema: pa.Schema, batches: object) -> Conversion:

@@ -32,11 +32,18 @@ def options() -> tuple[str, ...]:
     return tuple(sorted(module.option for module in _modules() if module.option))
 
 
-def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping[str, Modality] | None = None) -> Found:
+def find(
+    table: pa.Table,
+    root: Path,
+    named: Mapping[str, str],
+    already: Mapping[str, Modality] | None = None,
+    whole: pa.Table | None = None,
+) -> Found:
     """Find the modalities of a table's columns.
 
-    named: columns that the user named, by option. already: columns whose modality is known. Raises UserError for a
-    named column that does not exist, or does not fit. A named column replaces one whose modality is known.
+    named: columns that the user named, by option. already: columns whose modality is known. whole: see `View`. A named
+    column replaces one whose modality is known. Raises UserError for a named column that does not exist, or does not
+    fit.
     """
     for option, column in named.items():
         if option not in options():
@@ -53,7 +60,7 @@ def find(table: pa.Table, root: Path, named: Mapping[str, str], already: Mapping
         reserved = {column for option, column in named.items() if option != module.option}
         free = tuple(name for name in table.column_names if name not in taken | reserved and not name.startswith("__"))
         found_so_far = {name: column.modality for name, column in columns.items()}
-        result = module.find(View(table, root, free, chosen, found_so_far, samples))
+        result = module.find(View(table, root, free, chosen, found_so_far, samples, whole))
         if result is not None:
             if chosen is not None:  # instead of what the format takes for it
                 kinds = {type(column.modality) for column in result.columns.values()}

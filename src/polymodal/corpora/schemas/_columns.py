@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import is_list, is_string
+from polymodal.corpora.schemas._schema import View
 from polymodal.modalities.conversation import PLACEHOLDER
 
 
@@ -58,6 +59,13 @@ def without_places(texts: pa.Array) -> pa.Array:
     if not pc.any(pc.match_substring(texts, PLACEHOLDER)).as_py():
         return texts
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, rf"\s*{PLACEHOLDER}\s*", " "))
+
+
+def answers_are_records(view: View) -> bool:
+    """Return whether columns `chosen` and `rejected` hold one message each: the conversation beside them is the prompt
+    of preferences (LLaMA-Factory)."""
+    answers = view.usual(("chosen", "rejected"))
+    return len(answers) == 2 and all(pa.types.is_struct(view.type(name)) for name in answers)
 
 
 def element_type(kind: pa.DataType) -> pa.DataType:

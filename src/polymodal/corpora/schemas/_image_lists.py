@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
+from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.corpora.schemas._columns import element_type
 from polymodal.corpora.schemas._media import holds, kind_of
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
@@ -27,18 +30,20 @@ def image_lists(view: View) -> str | None:
 
 def media_root(view: View, name: str) -> Path:
     """Return the folder that the paths of a column are relative to: that of the file, or a folder in it or beside it,
-    if the first files are only there. A folder beside it, which may be another data set, has to have all of these."""
+    if the first files are only there: the one with most of them, of equal ones not that of a test set. A folder beside
+    it, which may be another data set, has to have all of these."""
     paths = [value for value in _elements(view, name) if isinstance(value, str)][:LOOKED_AT]
     if not paths:
         return view.root
     root = view.root.resolve()
-    if any((root / path).is_file() for path in paths):
+    if any(os.path.isfile(root / path) for path in paths):
         return view.root
-    for folder in _folders_in(root):
-        if any((folder / path).is_file() for path in paths):
-            return folder
+    inside = [(sum(os.path.isfile(folder / path) for path in paths), folder) for folder in _folders_in(root)]
+    largest = max((count for count, _ in inside), default=0)
+    if largest:
+        return min((folder for count, folder in inside if count == largest), key=_is_of_a_test_set)
     for folder in _folders_in(root.parent):
-        if all((folder / path).is_file() for path in paths):
+        if all(os.path.isfile(folder / path) for path in paths):
             return folder
     return view.root
 
@@ -59,6 +64,11 @@ def only_media(view: View, kind: str, suffixes: tuple[str, ...], modality: type[
 def note_of(view: View, name: str, root: Path) -> tuple[str, ...]:
     """Return a sentence about the folder of the paths of a column, where it is not that of the file."""
     return () if root == view.root else (f"Relative paths in '{name}' start at {root}.",)
+
+
+def _is_of_a_test_set(folder: Path) -> bool:
+    """Return whether a folder is one such as `test_images`, whose files may be named like those of `train_images`."""
+    return any(SPLIT_NAMES.get(word, "train") != "train" for word in re.split(r"[\W_\d]+", folder.name.lower()))
 
 
 def _folders_in(folder: Path) -> Iterator[Path]:

@@ -43,7 +43,8 @@ class Found:
 class View:
     """A table, as a schema sees it. free: columns that no other schema took. root: folder of relative paths. named: the
     column that the user named for this schema. modalities: those of the columns that other schemas found, by name.
-    samples: of columns that were looked at, shared by the views of one table."""
+    samples: of columns that were looked at, shared by the views of one table. whole: where the table is a sample of a
+    stream, the columns that were read with all rows; else None."""
 
     table: pa.Table
     root: Path
@@ -51,6 +52,13 @@ class View:
     named: str | None = None
     modalities: Mapping[str, Modality] = field(default_factory=dict)
     samples: dict[str, list[Any]] = field(default_factory=dict)
+    whole: pa.Table | None = None
+
+    def all_rows(self, name: str) -> pa.ChunkedArray:
+        """Return a column with all rows, where `whole` has it."""
+        if self.whole is not None and name in self.whole.column_names:
+            return self.whole.column(name)
+        return self.table.column(name)
 
     def type(self, name: str) -> pa.DataType:
         return self.table.schema.field(name).type

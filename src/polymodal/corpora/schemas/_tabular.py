@@ -55,7 +55,7 @@ def are_numbers(view: View, name: str) -> bool:
     if not is_string(kind):
         return is_number(kind)
     sample = pa.chunked_array([pa.array(view.sample(name), pa.string())])
-    return _all_numbers(sample) and _all_numbers(view.table.column(name))
+    return _all_numbers(sample) and _all_numbers(view.all_rows(name))
 
 
 def is_numeric(view: View, name: str) -> bool:
@@ -75,7 +75,7 @@ def categories(view: View, name: str) -> tuple[str, ...] | None:
     sample = {value for value in view.sample(name) if isinstance(value, str)}
     if len(sample) > MAX_LEVELS or any(len(value.split()) > MAX_WORDS for value in sample):
         return None
-    column = levels(view.table.column(name))
+    column = levels(view.all_rows(name))
     if not 2 <= pc.count_distinct(column).as_py() <= min(MAX_LEVELS, max(2, len(column) // 2)):
         return None
     values = sorted(pc.unique(column).drop_null().to_pylist())

@@ -1,5 +1,6 @@
 """One question and answer a row, for language models: ms-swift (`query`, `response`, `history`), Alpaca (`instruction`,
-`input`, `output`); with `image` or `images` and `system` beside them."""
+`input`, `output`), Dolly (`context`), TRL (`prompt`, `completion`); with `image` or `images` and `system` beside
+them."""
 
 from __future__ import annotations
 
@@ -16,21 +17,27 @@ from polymodal.modalities import Conversations
 rank = 0
 option = ""
 NAME = "conversations"
-FORMS = (("query", "response"), ("instruction", "output"), ("instruction", "response"))
-INPUT, HISTORY = "input", "history"  # what the instruction is about; earlier pairs of a query and a response
+FORMS = (
+    ("query", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+)
+INPUTS, HISTORY = ("input", "context"), "history"  # what the instruction is about; earlier pairs of query and response
 
 
 def find(view: View) -> Found | None:
     """Find a column of questions and one of answers, the earlier turns, and the images."""
     taken = any(isinstance(kind, Conversations) for kind in view.modalities.values())
-    if taken or NAME in view.table.column_names:
+    if taken or NAME in view.table.column_names or len(view.usual(("chosen", "rejected"))) == 2:
         return None
     pairs = ([view.usual((name,)) for name in form] for form in FORMS)
     pair = next((one for one in pairs if all(one) and all(is_string(view.type(names[0])) for names in one)), None)
     if pair is None:
         return None
     question, answer = (names[0] for names in pair)
-    about = next((name for name in view.usual((INPUT,)) if is_string(view.type(name))), None)
+    about = next((name for name in view.usual(INPUTS) if is_string(view.type(name))), None)
     history = next((name for name in view.usual((HISTORY,)) if _is_history(view.type(name))), None)
     columns = tuple(name for name in (question, answer, about, history) if name is not None)
 

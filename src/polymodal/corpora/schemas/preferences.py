@@ -1,19 +1,20 @@
 """Preference pairs in columns: `prompt` or `question` with `chosen` and `rejected`.
 
-Each is a text (RLAIF-V, MMPR) or a list of messages (TRL); both answers may hold the prompt instead of a column, also
-as a transcript (`\\n\\nHuman: ... \\n\\nAssistant: ...`, HH-RLHF).
+Each is a text (RLAIF-V, MMPR) or a list of messages (TRL), or both answers are one message (LLaMA-Factory); both
+answers may hold the prompt instead of a column, also as a transcript (`\\n\\nHuman: ... \\n\\nAssistant: ...`,
+HH-RLHF).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_list, is_string
-from polymodal.corpora.schemas._columns import field, inner, joined, lists_of_one, records
+from polymodal.corpora.schemas._columns import answers_are_records, field, inner, joined, lists_of_one, of_one, records
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Preferences
 
@@ -21,6 +22,8 @@ rank = 0
 option = ""
 NAME = "preferences"
 PROMPTS = ("prompt", "question", "query", "instruction", "input")
+TURNS = ("conversations", "messages")  # the prompt of answers that are one message each (LLaMA-Factory)
+ABOUT = ("instruction", "input")  # Alpaca's form of a prompt
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURN = re.compile(f"{HUMAN}|{ASSISTANT}")
 # Fields of a message, and what they are called in `Preferences`.
@@ -35,7 +38,8 @@ def find(view: View) -> Found | None:
     columns = {"chosen": chosen[0], "rejected": rejected[0]}
     if not all(_is_said(view.type(name)) for name in columns.values()):
         return None
-    prompts = [name for name in view.usual(PROMPTS) if _is_said(view.type(name))]
+    usual = (*PROMPTS, *TURNS) if answers_are_records(view) else PROMPTS
+    prompts = [name for name in view.usual(usual) if _is_said(view.type(name))]
     if prompts:
         columns["question"] = prompts[0]
     elif is_string(view.type(chosen[0])):
@@ -44,15 +48,32 @@ def find(view: View) -> Found | None:
         both = tuple(columns.values())
         return Found({NAME: FoundColumn(Preferences(), lambda table: joined(table, both, _of_both))}, both)
 
+    about = (
+        prompts[1] if len(prompts) > 1 and prompts[:2] == view.usual(ABOUT) and _are_strings(view, prompts) else None
+    )
+
     def make(stored: Mapping[str, pa.Array]) -> pa.Array:
         values = {name: _stored(stored[column]) for name, column in columns.items()}
+        if about is not None:
+            values["question"] = _with_input(values["question"], stored[about])
         missing = pa.array([False] * len(values["chosen"]))
         for column in columns.values():
             missing = pc.or_(missing, stored[column].is_null())
         return lists_of_one(records(values, missing))
 
-    uses = tuple(columns.values())
+    uses = (*columns.values(), *([about] if about is not None else []))
     return Found({NAME: FoundColumn(Preferences(), lambda table: joined(table, uses, make))}, uses)
+
+
+def _are_strings(view: View, names: Sequence[str]) -> bool:
+    return all(is_string(view.type(name)) for name in names)
+
+
+def _with_input(instructions: pa.Array, inputs: pa.Array) -> pa.Array:
+    """Return instructions with what they are about in a line below, where it is not empty."""
+    inputs = pc.fill_null(inputs, "")
+    lines = pc.binary_join_element_wise(instructions, inputs, "\n")
+    return pc.if_else(pc.equal(inputs, ""), instructions, lines)
 
 
 def _is_transcript(text: str) -> bool:
@@ -72,14 +93,16 @@ def _of_both(stored: Mapping[str, pa.Array]) -> pa.Array:
 
 
 def _is_said(kind: pa.DataType) -> bool:
-    return is_string(kind) or (is_list(kind) and any(fields_of(kind) >= {*fields} for fields in MESSAGES))
+    """Return whether a type is a text, a message, or a list of messages."""
+    return is_string(kind) or any(fields_of(kind) >= {*fields} for fields in MESSAGES)
 
 
 def _stored(values: pa.Array) -> pa.Array:
     if is_string(values.type):
         return values
     fields = next(fields for fields in MESSAGES if fields_of(values.type) >= {*fields})
-    return inner(
-        values,
-        lambda messages: pa.StructArray.from_arrays([field(messages, name) for name in fields], list(fields.values())),
-    )
+
+    def renamed(messages: pa.Array) -> pa.Array:
+        return pa.StructArray.from_arrays([field(messages, name) for name in fields], list(fields.values()))
+
+    return inner(values, renamed) if is_list(values.type) else of_one(renamed(values))

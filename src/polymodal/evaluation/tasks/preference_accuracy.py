@@ -1,4 +1,4 @@
-"""Accuracy of the rewards that a policy implies: how often a chosen answer has a higher one than the rejected answer.
+"""Accuracy and margin of the rewards that a policy implies: how often, and how much, chosen answers have higher ones.
 
 The reward is beta * (log p of the policy - log p of the reference), as in DPO (Rafailov et al. 2023, section 4).
 """
@@ -32,9 +32,10 @@ class HasRewards(Protocol):
 
 
 def reward_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """The fraction of pairs whose chosen answer has the higher reward; equal rewards count half.
+    """The fraction of pairs whose chosen answer has the higher reward; equal rewards count half. And the mean margin.
 
-    All pairs of an example are drawn together. Chance is 1/2.
+    The margin is the reward of the chosen answer less that of the rejected one. All pairs of an example are drawn
+    together. Chance is 1/2 and a margin of 0, which is that of the reference.
     """
     _, examples = reader.read_split(split, MAX_EXAMPLES)
     pairs = [
@@ -51,7 +52,10 @@ def reward_scores(method: nn.Module, processor: Processor, reader: Reader, split
             margins[kept] = _margins(method, processor, [pairs[n][1:] for n in kept])
     correct = np.where(margins == 0, 0.5, margins > 0)
     unit = np.array([number for number, *_ in pairs])
-    return [Score.per_cluster(f"{split}/preferences/reward_accuracy", correct, unit, 0.5)]
+    return [
+        Score.per_cluster(f"{split}/preferences/reward_accuracy", correct, unit, 0.5),
+        Score.per_cluster(f"{split}/preferences/reward_margin", margins, unit, 0.0),
+    ]
 
 
 def _margins(method: nn.Module, processor: Processor, pairs: list[tuple[Any, Preference]]) -> np.ndarray:
@@ -71,7 +75,10 @@ task = Task(
     order=143,
     score=lambda inputs: inputs.over_test_splits(reward_scores),
     validate=lambda inputs: reward_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
-    metrics={"preferences/reward_accuracy": MetricKind()},
+    metrics={
+        "preferences/reward_accuracy": MetricKind(),
+        "preferences/reward_margin": MetricKind("nats", is_fraction=False),
+    },
     headline=("preferences/reward_accuracy",),
     forward_methods=("implicit_rewards",),
 )

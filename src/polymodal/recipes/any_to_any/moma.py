@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -142,6 +142,11 @@ class Recipe(ConversationRecipe):
     """Fractions of the budget: image tokenizer, language model, auxiliary routers."""
     image_decoding: Decoding = Decoding(top_p=0.95, temperature=1.0)
     """Decoding of image codes."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"tile_size": 96},
+        "base": {"tile_size": 256, "patch_size": 16, "optimizer": OptimizerConfig(learning_rate=1e-3)},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

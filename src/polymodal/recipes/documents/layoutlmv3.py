@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -179,6 +179,11 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget that trains the image tokenizer."""
     finetune_fraction: UnitInterval = 0.4
     """Fraction of the budget for fine-tuning on the fields of words; 0 pre-trains only; 1 with --init hf:."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"vocab_size": 8000, "max_words": 128},
+        "base": {"vocab_size": 32_000, "max_words": 320},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
@@ -119,6 +119,13 @@ class DualEncoderRecipe(TrainingRecipe):
     word_dropout: UnitInterval = 0.3
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
 
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 256, "batch_size": 128, "optimizer": OptimizerConfig(learning_rate=3.3e-4)},
+        "base": {"embed_dim": 512, "batch_size": 256, "optimizer": OptimizerConfig(learning_rate=1.7e-4)},
+    }
+    """Learning rates are a quarter of what the width would give: with blocks, the defaults' learn nothing
+    (`benchmarks/size_sweep.py`)."""
+
     @classmethod
     def tiny(cls: type[AnyRecipe]) -> AnyRecipe:
         """Return the smallest preset, for tests."""
@@ -141,6 +148,10 @@ class DualEncoderRecipe(TrainingRecipe):
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the logit scale at the start around the recipe's own."""
+        return self._learning_rates() | {"logit_scale_init": around(self.logit_scale_init, 2)}
 
     def columns(self) -> Declared:
         """The encoders' image size, colors and tokenizer; what they do not bring is learned on the training split."""

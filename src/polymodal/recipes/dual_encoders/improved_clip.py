@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, NotRequired
+from typing import Any, ClassVar, Literal, NotRequired
 
 import torch
 from jaxtyping import Float
@@ -203,6 +203,12 @@ class Recipe(DualEncoderRecipe):
     """Decay of byolip's teacher."""
     eval_projector: Literal["z", "h"] = "z"
     """Projector of the embeddings that a run gives: of the global views (z), or of the local ones (h)."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": DualEncoderRecipe.size_fields["small"] | {"batch_size": 96},
+        "base": DualEncoderRecipe.size_fields["base"]
+        | {"embed_dim": 256, "batch_size": 96, "projector_hidden_dim": 2048, "ssl_hidden_dim": 2048},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

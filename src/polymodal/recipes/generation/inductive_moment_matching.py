@@ -14,7 +14,7 @@ Terms: f_{s,t} = FlowMap, c_skip and c_out = flow_map_coefficients, r(s,t) = IMM
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -205,6 +205,11 @@ class Recipe(TrainingRecipe):
     mid_nt: tuple[float, ...] = ()
     """Decreasing etas of the times between first and last, for sampling in one step more than there are."""
     augmentation: ImageAugmentation = NONE
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"image_size": 32, "patch_size": 4, "width": 192, "depth": 6, "num_heads": 4},
+        "base": {"image_size": 32, "patch_size": 2, "width": 384, "depth": 12, "num_heads": 6, "batch_size": 256},
+    }
 
     def columns(self) -> Declared:
         given = {"label": Optional(LabelColumn()), "text": Optional(TextColumn(self.text))}

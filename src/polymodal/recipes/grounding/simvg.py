@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -183,6 +183,11 @@ class Recipe(TrainingRecipe):
     """Factor of the encoder's learning rate after pre-training; 0.1 in the paper, whose encoder is pre-trained."""
     decoder_warmup_fraction: UnitInterval = 0.0
     """Fraction of the budget that trains the decoder branch alone, before both learn (two-stage variant)."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128, "decoder_ffn_dim": 512},
+        "base": {"embed_dim": 256, "decoder_ffn_dim": 1024, "decoder_attention_heads": 8},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

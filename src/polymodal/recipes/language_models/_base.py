@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
 from polymodal.constraints import PositiveInt
 from polymodal.data.columns.tiled_image import TiledImageColumn
@@ -42,6 +43,11 @@ class MonolithRecipe(ConversationRecipe):
     """Channels of a patch."""
     visual_experts: bool = True
     """Whether visual tokens have MLPs of their own; without, they share those of text."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"tile_size": 128, "patch_embed_dim": 128},
+        "base": {"tile_size": 224, "patch_size": 14, "patch_embed_dim": 384},
+    }
 
     @property
     def tokens_per_tile(self) -> int:

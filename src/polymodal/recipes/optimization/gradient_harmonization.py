@@ -19,7 +19,7 @@ DropToken = models.vatt.drop_tokens, FAC head = VATTModel.va_to_vt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.gradient_harmonization import GradientHarmonizer
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Example, Paper
 
 paper = Paper(
@@ -135,6 +135,11 @@ class Recipe(TrainingRecipe):
     """Fraction of triplets whose text, or as often whose audio, is another example's, to measure what that does."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
 
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128, "text_dim": 128},
+        "base": {"embed_dim": 512, "text_dim": 256, "max_audio_tokens": 32},
+    }
+
     def gradient_transform(self) -> GradientHarmonizer | None:
         if self.gradient_harmonization == "none":
             return None
@@ -146,6 +151,10 @@ class Recipe(TrainingRecipe):
             self.gradient_parameters,
             "misaligned" if self.mismatch_rate else "",
         )
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the temperature around the recipe's own."""
+        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
 
     def columns(self) -> Declared:
         longest = self.audio_patch_frames * self.max_audio_tokens / 100

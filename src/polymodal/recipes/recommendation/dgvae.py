@@ -16,7 +16,7 @@ losses.mutual_information, interpretability = DGVAE.explain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,7 @@ from polymodal.objectives.mutual_information import jensen_shannon_loss
 from polymodal.objectives.variational import kl_divergence, kl_weight, reparameterize
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Example, Paper
 
 paper = Paper(
@@ -233,6 +233,16 @@ class Recipe(TrainingRecipe):
     """Weight of both KL divergences after annealing."""
     kl_anneal_steps: NonNegativeInt = 100
     """Updates over which that weight rises linearly."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"batch_size": 256},
+        "base": {"batch_size": 512},
+    }
+    """Embeddings of the defaults are those of the paper."""
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the temperature around the recipe's own."""
+        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
 
     def columns(self) -> Declared:
         return {"history": HistoryColumn()}

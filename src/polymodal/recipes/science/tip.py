@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,7 +39,7 @@ from polymodal.objectives.masked_modeling import masked_table_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.recipe import TrainingRecipe, around
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -196,10 +196,19 @@ class Recipe(TrainingRecipe):
     augmentation_rate: UnitInterval = 0.95
     """Fraction of images that are augmented (released code)."""
 
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128},
+        "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
+    }
+
     def stages(self) -> tuple[Stage, ...]:
         finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)
         finetuning = replace(finetuning, batch="labelled_batch", losses="classification_losses")
         return Stage("pre-training", 1 - self.finetune_fraction), finetuning
+
+    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
+        """Return learning rates and values of the temperature around the recipe's own."""
+        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
 
     def columns(self) -> Declared:
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)

@@ -13,7 +13,7 @@ contrastive block = encoder.contrastive_block, masked-prediction block = encoder
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -149,6 +149,11 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget at its end for CTC fine-tuning on the pairs; 0 pre-trains only."""
     finetune_encoder: bool = False
     """Fine-tune the encoder, too; without, a linear probe is trained on the frozen encoder."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"w2v_bert": W2vBertConfig(128, 1, 128), "max_audio_seconds": 8.0},
+        "base": {"w2v_bert": W2vBertConfig(384, 1, 320), "max_audio_seconds": 16.0},
+    }
 
     length_modality = Audio
 

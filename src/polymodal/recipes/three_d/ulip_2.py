@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -151,6 +151,11 @@ class Recipe(DualEncoderRecipe):
     """Fraction of the budget that trains the image and text encoder first; 0 with --init, which loads them."""
     clip_corpus: str = ""
     """Built-in corpus with images and texts for the first stage; by default the run's own views and names."""
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 256, "num_points": 2048},
+        "base": {"embed_dim": 512, "num_points": 8192},
+    }
 
     def stages(self) -> tuple[Stage, ...]:
         images = partial(load_corpus, self.clip_corpus) if self.clip_corpus else None

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -156,6 +156,11 @@ class Recipe(TrainingRecipe):
     num_answers: PositiveInt = 1500
     """Number of answers: the most frequent ones of the training questions."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.6, 1.0), hflip_prob=0.5)
+
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"embed_dim": 128},
+        "base": {"embed_dim": 256, "fusion_depth": 6},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -126,7 +126,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.patch_size = patch_size // 2 ** len(stem)
         self.pool_type = pool_type
-        with_class = pool_type == "cls"
+        with_class = pool_type in ("cls", "avg_all")
         self.stem = ConvolutionalStem(stem) if stem else nn.Identity()
         self.patch_embedding = nn.Linear((stem[-1] if stem else 3) * self.patch_size**2, width, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width)) if with_class else None
@@ -149,7 +149,7 @@ class ImageEncoder(nn.Module):
         if self.registers is not None:
             x = torch.cat([x, self.registers.expand(batch, -1, -1)], dim=1)
         x = self.norm_post(self.transformer(self.norm_pre(x)))[:, : len(self.positions)]
-        if self.class_token is not None:
+        if self.pool_type == "cls":
             return x[:, 0]
         if self.map_head is not None:
             return self.map_head(x)

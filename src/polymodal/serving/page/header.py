@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from polymodal.evaluation.kept_scores import scores_kept_in
 from polymodal.evaluation.statistics import Score, headlines
 from polymodal.reproduce.compare import SCORES
 from polymodal.serving.service import Service
@@ -50,9 +51,12 @@ def headline(run: Run) -> str:
 
 
 def _scores(run: Run) -> list[Score]:
-    path = run.directory / SCORES if run.directory is not None else None
-    if path is None or not path.is_file():
+    """Return the headline scores that `evaluate` kept, else those of a comparison."""
+    if run.directory is None:
         return []
+    if evaluated := headlines(scores_kept_in(run.directory)):
+        return evaluated
+    path = run.directory / SCORES
     try:
         return headlines(Score.from_json(record) for record in json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
