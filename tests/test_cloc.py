@@ -12,7 +12,6 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.tasks.region_retrieval import region_text_scores
-from polymodal.layers.positions import sine_points, sine_positions_2d
 from polymodal.layers.prompter import Prompter
 from polymodal.modalities.image_augmentation import WEAK
 from polymodal.objectives.region_contrastive import region_text_contrastive
@@ -51,18 +50,22 @@ def test_equal_phrases_cost_nothing_and_no_region_costs_nothing() -> None:
 def test_a_prompt_sees_its_image_alone_and_no_other_prompt() -> None:
     torch.manual_seed(0)
     prompter, tokens = Prompter(16, 8, 3), torch.randn(3, 9, 16)
-    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0]]).expand(3, 2, 4)
-    together = prompter(prompter.box_prompts(boxes), tokens)
-    for image in range(3):
-        for number in range(2):
-            # The layer by itself, over two corners and the patches of one image.
-            x = torch.cat([prompter.box_prompts(boxes[image, number]), tokens[image]])[None]
-            alone = prompter.norm_post(prompter.transformer(x))[0, :2].mean(0)
-            torch.testing.assert_close(together[image, number], alone)
-    texts = prompter(prompter.text_prompts(torch.randn(3, 4, 8)), tokens)
-    assert texts.shape == (3, 4, 16)
-    centers = (torch.tensor([[x, y] for y in range(3) for x in range(3)]) + 0.5) / 3
-    torch.testing.assert_close(sine_points(centers, 16, 3), sine_positions_2d(3, 16), atol=1e-5, rtol=1e-5)
+    texts = torch.randn(3, 2, 8)
+    together = prompter(prompter.text_prompts(texts), tokens)
+    for image, number in ((0, 1), (2, 0)):
+        alone = prompter.text_prompts(texts[image : image + 1, number : number + 1])
+        torch.testing.assert_close(together[image, number], prompter(alone, tokens[image : image + 1])[0, 0])
+
+
+def test_a_box_attends_to_its_patches_before_training() -> None:
+    torch.manual_seed(0)
+    prompter, tokens = Prompter(64, 8, 8), torch.randn(1, 64, 64) / 4
+    boxes = torch.tensor([[[0.05, 0.5, 0.45, 0.9], [0.5, 0.05, 0.9, 0.45], [0.3, 0.3, 0.7, 0.7]]])
+    query, key = prompter.query_key(prompter.box_prompts(boxes), tokens)
+    attention = (query @ key.mT / 8).detach().softmax(-1)[0].unflatten(1, (8, 8))
+    for one, (left, top, right, bottom) in zip(attention, (boxes[0] * 8).round().int().tolist(), strict=True):
+        inside = float(one[top:bottom, left:right].sum())
+        assert inside > 1.5 * (right - left) * (bottom - top) / 64
 
 
 def test_losses_without_regions_are_those_of_clip_and_lambda_is_their_fraction(corpus: Corpus) -> None:

@@ -12,10 +12,13 @@ f_I and f_T are image_encoder and text_encoder with their projections.
 Terms: L_CLIP = losses.clip, L_CLOC = losses.cloc, L_grounding = losses.grounding, Prompter = layers.prompter.Prompter,
 conflict filter = text_filter, lambda = CLOC.contrastive_losses, VESL = curation.vesl.
 
-Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; tokens of
-the corners have a learned embedding, and outputs of prompt tokens are averaged, which the paper leaves open; phrases
-are told apart by a lexicon, not a trained part-of-speech tagger; multimodal language models on the encoder (Ferret,
-LLaVA) are left out, for which `mono_internvl` has no place for another encoder.
+Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; a box is
+one prompt, the mean of the positions of its corners, image tokens get their positions once more in the Prompter, whose
+queries and keys are not trained (trained, small runs never look into the box); phrases are told apart by a lexicon, not
+a trained part-of-speech tagger; multimodal language models on the encoder (Ferret, LLaVA) are left out, for which
+`mono_internvl` has no place for another encoder. The conflict filter has a shortcut in small runs: texts that grow
+alike are no negatives, and the loss falls without learning; `--no-text-filter` is safer there. VESL has no command: it
+is called from Python, `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
 """
 
 from __future__ import annotations
