@@ -17,7 +17,7 @@ one prompt, the mean of the positions of its corners, image tokens get their pos
 queries and keys are not trained (trained, small runs never look into the box); phrases are told apart by a lexicon, not
 a trained part-of-speech tagger; multimodal language models on the encoder (Ferret, LLaVA) are left out, for which
 `mono_internvl` has no place for another encoder. The conflict filter has a shortcut in small runs: texts that grow
-alike are no negatives, and the loss falls without learning; `--text-filter false` is safer there. VESL has no command: it
+alike are no negatives, and the loss falls without learning; `--no-text-filter` is safer there. VESL has no command: it
 is called from Python, `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
 """
 
