@@ -18,7 +18,7 @@ class Prompter(nn.Module):
 
     A prompt is one token, which attends to the image tokens: of a box, the mean of the sinusoidal positions of its
     corners; of a text, a linear projection of its embedding. Image tokens get their positions once more, by the same
-    sinusoids. Queries and keys are one random projection that is not trained, so that a box attends around its center
+    sinusoids. Queries and keys are one random rotation that is not trained, so that a box attends around its center
     from the first step to the last, and the encoder has to make its tokens useful there. Trained, they drift from the
     box in the first steps, as the box's size alone tells some texts apart, and small runs don't find back.
     """
@@ -34,7 +34,7 @@ class Prompter(nn.Module):
         center = (torch.arange(grid) + 0.5) / grid
         points = torch.stack([center.repeat(grid), center.repeat_interleave(grid)], dim=-1)
         self.register_buffer("positions", sine_points(points, width, grid), persistent=False)
-        self.register_buffer("key", torch.randn(width, width) * width**-0.5)
+        self.register_buffer("key", nn.init.orthogonal_(torch.empty(width, width)))
         self.text_projection = LinearProjection(text_dim, width)
         self.norm1, self.norm2, self.norm_post = (nn.LayerNorm(width) for _ in range(3))
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
