@@ -3,16 +3,22 @@
 Each is timed over all examples, with images decoded to RGB: every row of an open corpus, against a loop that a user
 would write with the csv, json, pyarrow, Pillow and tarfile libraries. Ratios are medians over rounds, of pairs in one
 round. Opening, which is timed apart, converts CSV, JSON, Parquet and tar the first time, and finds splits by comparing
-contents. Then, in processes of their own: CPU seconds and peak memory, mapped files included, of opening a large CSV,
-and of opening and reading a set of 100 tar shards.
+contents.
 
-    python benchmarks/formats.py --rows 1000000     # of the CSV; 200,000 without
+Then every format but videofolder and saved_corpus, by a sample of --rows rows that the writers of the tests make (of
+PDF and SDF, whose samples are slow to write, a twentieth): CPU seconds of opening it the first time and again, and
+examples a second with all columns decoded. Last, in processes of their own: CPU seconds and peak memory, mapped files
+included, of opening a large CSV, and of opening and reading a set of 100 tar shards.
+
+    python benchmarks/formats.py --large-rows 1000000     # of the CSV; 200,000 without
+    python benchmarks/formats.py --rows 1000 --only samples
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
@@ -22,7 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +38,10 @@ import pyarrow.parquet as pq
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus, from_path, from_shards
-from polymodal.modalities.image import to_rgb
+from polymodal.modalities.image import encoded, to_rgb
 
 EXAMPLES, SIZE, ROUNDS, SHARDS, OF_SHARD = 500, 256, 7, 100, 20  # examples, pixels a side, pairs of timings
+SLOW = ("pdf", "sdf")  # to write
 OPENING = """
 import resource, sys, time
 from polymodal.corpora import from_path, from_shards
@@ -162,6 +169,46 @@ def rates(paths: dict[str, Path], count: int) -> None:
         print(f"{name:<21} {rate:7,.0f} examples/s, {ratio:.2f} x the plain loop; opened in {opened:.2f} s", flush=True)
 
 
+def written_samples(rows: int, folder: Path, chosen: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the path of a sample of each format, with images of 8 x 6 pixels that all differ."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    samples = importlib.import_module("format_samples")
+    samples.png = lambda number: encoded(PILImage.new("RGB", (8, 6), (number % 256, number // 256 % 256, 7)))
+
+    def audiofolder(folder: Path) -> Path:
+        for number in range(rows):
+            samples.wav(folder / f"{number}.wav", number).with_suffix(".txt").write_text(f"about {number}")
+        return folder
+
+    every = samples.SAMPLES | {"audiofolder": audiofolder}
+    for name in chosen or every:
+        samples.COUNT = max(rows // 20, 1) if name in SLOW else rows
+        (folder / name).mkdir()
+        yield name, every[name](folder / name)
+
+
+def all_formats(rows: int, folder: Path, chosen: Sequence[str]) -> None:
+    """Time opening and reading of a sample of each format. What is printed says how many rows a sample has."""
+    for name, path in written_samples(rows, folder, chosen):
+        opened = []
+        for _ in range(2):
+            begin = time.process_time()
+            corpus = from_path(path)
+            opened.append(time.process_time() - begin)
+        begin = time.process_time()
+        for column in corpus.columns:
+            for row in np.flatnonzero(corpus.has(column)).tolist():
+                value = corpus.value(row, column)
+                if isinstance(value, PILImage.Image):  # Pillow decodes pixels when they are used
+                    value.load()
+        spent = time.process_time() - begin
+        print(
+            f"{name:<14} {len(corpus):7,} rows opened in {opened[0]:6.2f} s of CPU, again in {opened[1]:5.2f}; "
+            f"{len(corpus) / spent:9,.0f} examples/s of {', '.join(corpus.columns)}",
+            flush=True,
+        )
+
+
 def opening(kind: str, path: Path, what: str, cache: Path) -> None:
     """Open twice in new processes: without a copy in the cache, and with it."""
     environment = os.environ | {"POLYMODAL_CACHE": str(cache)}
@@ -177,29 +224,42 @@ def opening(kind: str, path: Path, what: str, cache: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000, help="rows of the large CSV")
-    rows = parser.parse_args().rows
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000, help="rows of the sample of every format")
+    parser.add_argument("--large-rows", type=int, default=200_000, help="rows of the large CSV")
+    parser.add_argument("--only", choices=("rates", "samples", "opening"), help="one of the three measurements")
+    parser.add_argument("--formats", nargs="+", default=(), help="those whose samples are timed; all without")
+    options = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["POLYMODAL_CACHE"] = str(folder / "cache")
         images = [jpeg(rng) for _ in range(EXAMPLES)]
         captions = [f"caption of the image {number}" for number in range(EXAMPLES)]
-        rates(write_all(folder, images, captions), EXAMPLES)
-        large = folder / "large.csv"
-        with large.open("w") as file:
-            file.write("text,label\n")
-            file.writelines(f"a sentence about the thing of number {row},{row % 10}\n" for row in range(rows))
-        opening("whole", large, f"CSV of {large.stat().st_size >> 20} MiB", folder / "of_csv")
-        shards = folder / "shards"
-        shards.mkdir()
-        for shard in range(SHARDS):
-            numbers = range(shard * OF_SHARD, (shard + 1) * OF_SHARD)
-            write_tar(shards / f"{shard:05d}.tar", ((n, (images[n % EXAMPLES] * 20, f"about {n}")) for n in numbers))
-        size = sum(file.stat().st_size for file in shards.iterdir()) >> 20
-        for kind in ("whole", "stream"):
-            opening(kind, shards, f"{SHARDS} tar shards of {size} MiB, {kind}", folder / kind)
+        if options.only in (None, "rates"):
+            rates(write_all(folder, images, captions), EXAMPLES)
+        if options.only in (None, "samples"):
+            (folder / "samples").mkdir()
+            all_formats(options.rows, folder / "samples", options.formats)
+        if options.only in (None, "opening"):
+            openings(folder, images, options.large_rows)
+
+
+def openings(folder: Path, images: list[bytes], rows: int) -> None:
+    """Measure a large CSV, and a set of tar shards."""
+    large = folder / "large.csv"
+    with large.open("w") as file:
+        file.write("text,label\n")
+        file.writelines(f"a sentence about the thing of number {row},{row % 10}\n" for row in range(rows))
+    opening("whole", large, f"CSV of {large.stat().st_size >> 20} MiB", folder / "of_csv")
+    shards = folder / "shards"
+    shards.mkdir()
+    for shard in range(SHARDS):
+        numbers = range(shard * OF_SHARD, (shard + 1) * OF_SHARD)
+        write_tar(shards / f"{shard:05d}.tar", ((n, (images[n % EXAMPLES] * 20, f"about {n}")) for n in numbers))
+    size = sum(file.stat().st_size for file in shards.iterdir()) >> 20
+    for kind in ("whole", "stream"):
+        opening(kind, shards, f"{SHARDS} tar shards of {size} MiB, {kind}", folder / kind)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from polymodal.data.columns.audio import AudioColumn
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Audio
 from polymodal.modalities.audio import from_array, resampled
+from polymodal.modalities.cut_off import cut_off_sound, with_end_of_stream
 
 RATE = 16_000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)
@@ -69,6 +70,42 @@ def test_half_a_recording_is_rejected(container):
     assert len(Audio(RATE).decode(whole)) == pytest.approx(RATE, rel=0.2)
     with pytest.raises(UnreadableExample, match=r"cut off: its|cannot be decoded"):
         Audio(RATE).decode(whole[: len(whole) // 2])
+
+
+def ogg_pages(file: bytes) -> list[int]:
+    return [place for place in range(len(file)) if file.startswith(b"OggS\0", place)]
+
+
+def without_end_of_stream(file: bytes) -> bytes:
+    """Take the flag off the last page, as the recorder of Android never sets it, with the checksum of RFC 3533."""
+    changed, page = bytearray(file), ogg_pages(file)[-1]
+    changed[page + 5] &= ~4
+    changed[page + 22 : page + 26] = bytes(4)
+    checksum = 0
+    for byte in changed[page:]:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = (checksum << 1) ^ (0x104C11DB7 if checksum & 0x80000000 else 0)
+    changed[page + 22 : page + 26] = checksum.to_bytes(4, "little")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_whole_ogg_without_the_flag_of_its_end_is_read(subtype):
+    whole = file_of(np.tile(TONE, 4), container="OGG", subtype=subtype)
+    recorded = without_end_of_stream(whole)
+    assert (recorded != whole, with_end_of_stream(recorded)) == (True, whole)
+    assert len(Audio(RATE).decode(recorded)) == pytest.approx(4 * RATE, abs=RATE // 10)
+    first, second, *_, last = ogg_pages(recorded)
+    for end in (len(recorded) - 1, (last + len(recorded)) // 2, last + 20, last + 2, second - 1, second, first + 30):
+        with pytest.raises(UnreadableExample, match=r"cut off|cannot be decoded|no samples"):
+            Audio(RATE).decode(recorded[:end])
+
+
+def test_an_ogg_whose_last_packet_goes_on_is_cut_off():
+    page = b"OggS\0\0" + bytes(20) + b"\x02\xff\xff" + bytes(510)
+    assert "last packet goes on" in cut_off_sound(page)
+    assert cut_off_sound(page[:27].replace(b"\x02", b"\x01") + b"\x09" + bytes(9)) == ""
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFFFFF - 36])

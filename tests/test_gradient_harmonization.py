@@ -10,12 +10,13 @@ import torch
 from torch.nn import functional as F
 
 from polymodal.corpora import Corpus
+from polymodal.data.pools import rotated
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.evaluate import evaluate
 from polymodal.modalities.padding import Padded
-from polymodal.models.vatt import drop_tokens
-from polymodal.recipes.optimization.gradient_harmonization import VATT, Recipe, TripletBatch, exchanged
+from polymodal.models.vatt import TripletBatch, drop_tokens
+from polymodal.recipes.optimization.gradient_harmonization import VATT, Recipe
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
 from polymodal.training.optimizer import OptimizerConfig
@@ -88,8 +89,8 @@ def test_exchanged_triplets_are_marked(corpus: Corpus) -> None:
     assert mixed["misaligned"].sum() > 3
     for changed, name in ((texts, "texts"), (sounds, "sounds")):
         assert not torch.tensor(changed)[~mixed["misaligned"]].any(), name
-    assert exchanged(torch.tensor([True, False, True, True, False])) == [2, 1, 3, 0, 4], "each once, none twice"
-    assert exchanged(torch.tensor([False, True])) == [0, 1], "one has no other"
+    assert rotated(torch.tensor([True, False, True, True, False])) == [2, 1, 3, 0, 4], "each once, none twice"
+    assert rotated(torch.tensor([False, True])) == [0, 1], "one has no other"
     assert any(texts)
     assert any(sounds)
     assert not any(text and sound for text, sound in zip(texts, sounds, strict=True))

@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
+from polymodal.encoders.encoder import pooled_views
 from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora
 from polymodal.layers.projection_head import SyncBatchNorm1d
-from polymodal.recipes.dual_encoders import _multi_view, clip, improved_clip
-from polymodal.recipes.dual_encoders._multi_view import barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
+from polymodal.objectives import multi_view
+from polymodal.objectives.multi_view import barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
+from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders.improved_clip import ImprovedCLIP, MultiViewBatch, Recipe
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
@@ -123,8 +125,8 @@ def test_patches_and_logits_are_of_the_projector_that_is_evaluated(corpus: Corpu
 def test_no_pair_of_local_views_is_its_own_target(monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = (list(F.normalize(torch.randn(3, 6, 4), dim=-1)) for _ in range(2))
     given: list[Tensor] = []
-    kept = _multi_view.sinkhorn
-    monkeypatch.setattr(_multi_view, "sinkhorn", lambda similarity: given.append(similarity) or kept(similarity))
+    kept = multi_view.sinkhorn
+    monkeypatch.setattr(multi_view, "sinkhorn", lambda similarity: given.append(similarity) or kept(similarity))
     swalip_loss((images, texts), SCALES[1])
     pairs = [image @ text.T for image in images for text in texts]
     used = [next(n for n, pair in enumerate(pairs) if torch.equal(pair, target)) for target in given[::2]]
@@ -154,9 +156,7 @@ def test_a_teacher_follows_the_weights_of_its_encoder_with_lora(targets: str, co
 def test_dropout_is_of_local_captions_only(corpus: Corpus) -> None:
     recipe = Recipe.tiny()
     model, batch = built(corpus, text=dataclasses.replace(recipe.text, dropout=0.5))
-    first, second = (
-        improved_clip._views(model.train().text_encoder, batch["text"], batch["local_text"]) for _ in range(2)
-    )
+    first, second = (pooled_views(model.train().text_encoder, batch["text"], batch["local_text"]) for _ in range(2))
     torch.testing.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], second[1])
     assert all(part.training for part in model.modules())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from polymodal.data.masked_input import MaskedInput, mask_tokens, mask_values
+from polymodal.data.masked_input import MaskedInput, mask_texts, mask_tokens, mask_values
 from polymodal.data.masks import (
     expand_content,
     expand_words,
@@ -17,6 +17,7 @@ from polymodal.data.masks import (
     mask_random,
     mask_spans,
     mask_spectrogram,
+    mask_text_spans,
     mask_time_spans,
     mask_tubes,
     restore_indices,
@@ -232,3 +233,17 @@ def test_visible_tokens_and_mask_tokens_are_put_back_in_order():
     assert torch.equal(together.gather(1, restore_indices(mask)), x.masked_fill(mask, -1.0))
     with pytest.raises(UserError, match="same number"):
         visible_indices(torch.tensor([[True, False], [False, False]]))
+
+
+def test_masks_of_texts_leave_their_marks_and_what_stands_in_for_none() -> None:
+    text, rng = Tokens.of([[1, *range(10, 10 + length), 2] for length in (8, 3)]), ExampleRNG.of(0, 0, 2)
+    mask = mask_text_spans(text, 0.5, rng)
+    assert mask.shape == text.ids.shape
+    assert mask.sum(1).tolist() == [4, 2]
+    assert not (mask & ~text.content_mask).any()
+    empty = Tokens.of([[1, 2]])
+    assert not mask_text_spans(empty, 0.5, ExampleRNG.of(0, 0, 0)).any()
+    assert mask_time_spans([5], 0.5, 2, ExampleRNG.of(0, 0, 0)).tolist() == [[False] * 5]
+    masked = mask_texts(text, 0.5, 99, ExampleRNG.of(0, 0, 2), keep_prob=0.0, random_prob=0.0)
+    assert masked["masked_tokens"].sum(1).tolist() == [4, 2]
+    assert torch.equal(masked["mlm_text"].ids == 99, masked["masked_tokens"])

@@ -71,3 +71,12 @@ def test_a_head_equals_the_same_layers_of_torch():
     x = torch.randn(16, 6)
     hidden = F.batch_norm(x @ head[0].weight.T, None, None, training=True)
     torch.testing.assert_close(head(x), F.relu(hidden) @ head[3].weight.T)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", None])
+def test_what_precedes_the_features_is_rows_of_a_head(norm):
+    """A batch norm took the second axis for the features."""
+    torch.manual_seed(0)
+    head, x = ProjectionHead([6, 8, 5], norm, normalize=True).eval(), torch.randn(3, 4, 6)
+    torch.testing.assert_close(head(x), torch.stack([head(row) for row in x]))
+    torch.testing.assert_close(head.train()(x), head(x.flatten(0, 1)).unflatten(0, (3, 4)))

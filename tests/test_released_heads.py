@@ -85,7 +85,7 @@ def test_boxes_and_losses_of_simvg(monkeypatch: pytest.MonkeyPatch) -> None:
     query, object_query, memory = model.queries(image, text)
     for branch, (logits, boxes) in {
         "token": model.token_head(model.token(object_query)),
-        "decoder": model.decoder_head(model.decoder(query, memory, model.patch_positions)),
+        "decoder": model.decoder_head(model.decoder(query, memory, model.patch_positions())),
     }.items():
         assert torch.allclose(logits, golden[f"{branch}_logits"], atol=1e-5)
         assert torch.allclose(boxes, golden[f"{branch}_boxes"], atol=1e-5)

@@ -48,11 +48,16 @@ def _refuse_empty(table: pa.Table) -> None:
 
 def _is_table(data: Any) -> bool:
     is_records = isinstance(data, Sequence) and len(data) and all(isinstance(one, Mapping) for one in data)
-    return bool(_is_dataset(data) or hasattr(data, "__arrow_c_stream__") or is_records)
+    of_library = _is_dataset(data) or _library(data) == "polars"
+    return bool(of_library or hasattr(data, "__arrow_c_stream__") or is_records)
 
 
 def _is_dataset(data: Any) -> bool:
-    return type(data).__module__.partition(".")[0] == "datasets"
+    return _library(data) == "datasets"
+
+
+def _library(data: Any) -> str:
+    return type(data).__module__.partition(".")[0]
 
 
 def _table(data: Any) -> pa.Table:
@@ -63,8 +68,10 @@ def _table(data: Any) -> pa.Table:
             return data
         if _is_dataset(data):
             return _of_dataset(data)
-        if type(data).__module__.partition(".")[0] == "pandas":
+        if _library(data) == "pandas":
             return _of_pandas(data)
+        if _library(data) == "polars":
+            return _of_polars(data)
         if hasattr(data, "__arrow_c_stream__"):
             return pa.table(data)
         if isinstance(data, Mapping):
@@ -105,6 +112,26 @@ def _of_pandas(data: Any) -> pa.Table:
         return pa.Table.from_pandas(data, preserve_index=False)
     except (pa.ArrowException, TypeError):  # mixed types in a column
         return _of_records(data.to_dict("records"))
+
+
+def _of_polars(data: Any) -> pa.Table:
+    """Return the Arrow table of a frame or a series. A LazyFrame is collected; columns of Python objects, such as PIL
+    images, which polars leaves out, and of arrays of pixels are read as those of a list of dicts."""
+    if hasattr(data, "collect"):
+        try:
+            data = data.collect()
+        except Exception as error:  # polars has errors of its own, and those of the system
+            raise UserError(f"The LazyFrame cannot be collected: {first_line(error)}") from error
+    frame = data.to_frame() if hasattr(data, "to_frame") else data
+    kinds = dict(zip(frame.columns, frame.dtypes, strict=True))
+    pixels = [name for name, kind in kinds.items() if len(getattr(kind, "shape", ())) == 3]
+    if not pixels and "Object" not in map(str, kinds.values()):
+        return pa.table(frame)
+    rows = frame.drop(pixels).to_dicts()
+    for name in pixels:
+        for row, array in zip(rows, frame[name].to_numpy(), strict=True):
+            row[name] = array
+    return _of_records(rows)
 
 
 def _of_records(records: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -32,6 +32,7 @@ PROBE = 256  # bytes of a value that are compared first
 MAX_FILES = 100_000  # whose content is compared; more are compared by their paths, which is a matter of seconds
 # Modalities whose equal values are one thing.
 CONTENT = ("Image", "Audio", "Video", "Points", "Images", "Series", "Volume", "Cell", "Graph")
+FLAGS = {"1": True, "true": True, "yes": True, "1.0": True, "0": False, "false": False, "no": False, "0.0": False}
 GROUPS = ("group", "group_id")
 
 
@@ -55,6 +56,8 @@ def user_splits(
     column = next((name for name in table.column_names if name.lower() in ("split", "partition", "subset")), None)
     if column is not None and is_string(table.schema.field(column).type) and column not in columns:
         return _of_column(table.column(column), column)
+    if (flags := _of_flags(table, columns)) is not None:
+        return flags
     if stated is not None:
         return Splits(_rows_of(stated), "the names of files or folders")
     return _by_content(table, columns, root, keys)
@@ -73,6 +76,29 @@ def _of_column(column: pa.ChunkedArray, name: str) -> Splits:
     without = sum(value is None for value in split)
     notes = (f"{without:,} rows without a split are left out.",) if without else ()
     return Splits(_rows_of(split), f"the column '{name}'", notes)
+
+
+def _of_flags(table: pa.Table, columns: Mapping[str, Modality]) -> Splits | None:
+    """Return the splits of columns such as `is_valid` (fastai) and `is_test`, whose other rows are trained on, and of
+    `is_train`, whose other rows are the test split; None where there are no such columns, or other values in them."""
+    flags: dict[str, tuple[str, np.ndarray]] = {}
+    for name in table.column_names:
+        split = SPLIT_NAMES.get(name.lower().removeprefix("is_")) if name.lower().startswith("is_") else None
+        if split is None or name in columns or is_list(table.schema.field(name).type):
+            continue
+        values = [str(value).strip().lower() for value in table.column(name).to_pylist()]
+        if {*values} <= {*FLAGS}:
+            flags[split] = (name, np.array([FLAGS[value] for value in values]))
+    if not flags:
+        return None
+    of_row = np.full(table.num_rows, "train", dtype=object)
+    if "train" in flags:
+        of_row[~flags["train"][1]] = "test"
+    for held_out in ("validation", "test"):
+        if held_out in flags:
+            of_row[flags[held_out][1]] = held_out
+    listed = " and ".join(f"'{name}'" for name, _ in flags.values())
+    return Splits(_rows_of(of_row), f"the column{'s' * (len(flags) > 1)} {listed}")
 
 
 def _rows_of(split: np.ndarray) -> dict[str, np.ndarray]:

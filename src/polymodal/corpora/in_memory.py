@@ -13,10 +13,10 @@ from polymodal.corpora.user_files import corpus_of
 def from_table(data: Any, *, root: Path | str = ".", name: str = "table", **columns: str) -> Corpus:
     """Make a corpus of a table in memory, whose columns are found like those of files.
 
-    data: a `datasets.Dataset` or `IterableDataset` (which is read to its end), a pandas or polars frame, anything else
-    with Arrow's interface for streams, a list of dicts, a dict of columns; or a dict of such tables by split, such as a
-    `DatasetDict`. Images may be PIL images, encoded bytes or paths. root: folder of relative paths. columns: names of
-    columns by modality (`image="photo"`), instead of those that are inferred.
+    data: a `datasets.Dataset` or `IterableDataset` (which is read to its end), a pandas or polars frame (a LazyFrame is
+    collected), anything else with Arrow's interface for streams, a list of dicts, a dict of columns; or a dict of such
+    tables by split, such as a `DatasetDict`. Images may be PIL images, encoded bytes or paths. root: folder of relative
+    paths. columns: names of columns by modality (`image="photo"`), instead of those that are inferred.
 
     A run that is trained on it cannot open it again: name the data where it is evaluated or resumed. Raises UserError
     for anything that cannot be used.

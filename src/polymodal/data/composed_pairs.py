@@ -25,6 +25,7 @@ from polymodal.modalities.question import Question
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import Tokenizer
 from polymodal.rng import ExampleRNG
+from polymodal.types import Example
 
 Pixels = UInt8[np.ndarray, "size size 3"]
 REPEATS = 20  # of instructions among the texts that a tokenizer is learned from
@@ -123,6 +124,22 @@ def group_of(
     chosen = kept[int(rng.integers(len(kept)))][: size - 1]
     filled = transformation_pairs(image, size - 1 - len(chosen), rng) if len(chosen) < size - 1 else []
     return [Pair(Side(image), Side(None, caption)), *chosen, *filled]
+
+
+def sample_groups(examples: Sequence[Example], processor: Processor, size: int, rng: ExampleRNG) -> list[Pair]:
+    """Return the group of each example's image, one after the other, with one of its captions. size: of a group."""
+    pairs = []
+    for example, generator in zip(examples, rng.generators, strict=True):
+        caption = processor.text.sample_caption(example["text"], generator)
+        regions, questions = example.get("regions", ()), example.get("questions", ())
+        pairs += group_of(example["image"], caption, regions, questions, size, generator)
+    return pairs
+
+
+def transformed(images: Sequence[Pixels], rng: ExampleRNG) -> list[Pixels]:
+    """Return a transformation of each image."""
+    pairs = [transformation_pairs(image, 1, one)[0] for image, one in zip(images, rng.generators, strict=True)]
+    return [pair.right.image for pair in pairs if pair.right.image is not None]
 
 
 def masked_sides(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from polymodal.corpora._wordnet import wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import MAX_ROWS
+from polymodal.data.processor import Processor
 from polymodal.errors import UserError
 from polymodal.modalities import Text
+from polymodal.modalities.text import Tokens
 
 
 def frequent_nouns(corpus: Corpus, max_nouns: int) -> list[str]:
@@ -31,3 +34,17 @@ def frequent_nouns(corpus: Corpus, max_nouns: int) -> list[str]:
     if len(nouns) < 2:
         raise UserError(f"Texts of '{corpus.name}' name no things in English; take --no-use-pem.")
     return nouns
+
+
+def article_prompts(*kinds: str) -> tuple[str, ...]:
+    """Return templates such as "A photo of the {}.", for each kind with a, the and one (ALPRO, released code)."""
+    return tuple(f"A {kind} of {article} {{}}." for kind in kinds for article in ("a", "the", "one"))
+
+
+def entity_prompts(processor: Processor, *templates: Sequence[str]) -> list[list[Tokens]]:
+    """Return, for each set of templates, the prompts of every entity; nothing without entities."""
+    return [
+        [processor.text([template.format(entity) for template in some]) for entity in processor.entities]
+        for some in templates
+        if processor.entities
+    ]

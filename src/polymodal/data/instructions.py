@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from polymodal.data.conversation import DESCRIBE, IMAGE, Turn
+from polymodal.data.conversation import DESCRIBE, DOCUMENT, IMAGE, MESSAGES, Turn
 from polymodal.modalities.question import Question
+from polymodal.rng import ExampleRNG
 from polymodal.types import Example
 
 THINK = "Think step by step."  # after a question whose working is to be written before its answer
@@ -21,6 +22,29 @@ MISSING = "\U0010ffff"  # a character that no font has
 def choice(values: Sequence[Any], rng: np.random.Generator) -> Any:
     """Any of them, each as often."""
     return values[int(rng.integers(len(values)))]
+
+
+def parts_of(example: Example) -> list[Any] | None:
+    """Return texts and images of a document, or of a conversation, in reading order; None where there is neither."""
+    if MESSAGES in example:
+        return [part for message in example[MESSAGES] for part in message.parts]
+    return example.get(DOCUMENT)
+
+
+def sample_document(example: Example, rng: np.random.Generator) -> list[Any]:
+    """Return the texts and images of a document or conversation; else the image and a caption, in either order."""
+    if (parts := parts_of(example)) is not None:
+        return parts
+    return [choice(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
+
+
+def sample_images(examples: Sequence[Example], example_rng: ExampleRNG) -> list[Any]:
+    """Return the examples' images, or one of each document or conversation that has any."""
+    images = []
+    for example, rng in zip(examples, example_rng.generators, strict=True):
+        inside = [part for part in parts_of(example) or () if not isinstance(part, str)]
+        images += [example[IMAGE]] if IMAGE in example else [choice(inside, rng)] if inside else []
+    return images
 
 
 def longest_caption(example: Example) -> str:

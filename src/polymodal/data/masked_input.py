@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from polymodal.data.masks import expand_content, mask_random
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
 from polymodal.rng import ExampleRNG
@@ -83,6 +85,32 @@ def mask_tokens(
         random = mask & (choices >= keep_prob) & (choices < keep_prob + random_prob)
         ids = torch.where(random, replacements, torch.where(kept, tokens.ids, ids))
     return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
+
+
+class MaskedTexts(TypedDict):
+    """mlm_text: what masked language modeling (MLM) is given. masked_tokens: True for tokens that it predicts."""
+
+    mlm_text: Tokens
+    masked_tokens: Bool[Tensor, "batch length"]
+
+
+def mask_texts(
+    text: Tokens,
+    ratio: float,
+    mask_id: int,
+    rng: ExampleRNG,
+    min_masked: int = 0,
+    vocab_size: int = 0,
+    keep_prob: float = 0.1,
+    random_prob: float = 0.1,
+) -> MaskedTexts:
+    """Mask tokens of texts one by one, but not the marks at the start and the end, for MLM.
+
+    ratio, min_masked: see `masks.mask_random`. mask_id, vocab_size, keep_prob, random_prob: see `mask_tokens`.
+    """
+    mask = expand_content(mask_random((text.lengths - 2).tolist(), ratio, rng, min_masked), text)
+    masked = mask_tokens(text, mask, mask_id, rng, vocab_size, keep_prob, random_prob)
+    return {"mlm_text": Tokens(masked.ids, text.lengths), "masked_tokens": masked.mask}
 
 
 def mask_values(

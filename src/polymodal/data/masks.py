@@ -79,6 +79,18 @@ def mask_spans(
     return _masks(lengths, rng, positions)
 
 
+def mask_text_spans(
+    text: Tokens, ratio: float, rng: ExampleRNG, mean_length: float = 3.0
+) -> Bool[Tensor, "batch length"]:
+    """Mask spans of tokens (`mask_spans`), but not the marks at the start and the end.
+
+    rng: of the texts; of none where a text stands in for none, of which nothing is masked.
+    """
+    if not len(rng.seeds):
+        return torch.zeros_like(text.ids, dtype=torch.bool)
+    return F.pad(mask_spans((text.lengths - 2).tolist(), ratio, rng, mean_length), (1, 1))
+
+
 def mask_noise_spans(
     lengths: Sequence[int], ratio: float, rng: ExampleRNG, mean_length: float = 3.0
 ) -> Bool[Tensor, "batch length"]:
@@ -117,8 +129,11 @@ def mask_time_spans(
 
     start_prob: that a position begins a span; transformers' `mask_time_prob` is start_prob * span_length. min_spans: of
     each sequence. exact: whether a sequence has start_prob * length spans, rounded up or down at random, which begin
-    where they do not reach over its end (the released code), or every position decides by itself (the paper).
+    where they do not reach over its end (the released code), or every position decides by itself (the paper). rng: of
+    the sequences; of none where a sequence stands in for none, of which nothing is masked.
     """
+    if not len(rng.seeds):
+        return torch.zeros(len(lengths), max(lengths, default=0), dtype=torch.bool)
 
     def positions(length: int, generator: np.random.Generator) -> np.ndarray:
         if exact:

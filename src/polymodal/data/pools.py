@@ -1,4 +1,4 @@
-"""Disjoint pools of examples, for methods that use paired data as unpaired."""
+"""Disjoint pools of examples, for methods that use paired data as unpaired; and pairs that are exchanged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 
 
 def pool_of(text: str, fractions: Sequence[float]) -> int:
@@ -15,3 +17,11 @@ def pool_of(text: str, fractions: Sequence[float]) -> int:
     """
     place = zlib.crc32(text.encode()) / 2**32 * sum(fractions)
     return min(int(np.searchsorted(np.cumsum(fractions), place, side="right")), len(fractions) - 1)
+
+
+def rotated(chosen: Bool[Tensor, " batch"]) -> list[int]:
+    """Return the indices of examples, of which the chosen ones are rotated, so that each still occurs once."""
+    indices, places = list(range(len(chosen))), chosen.nonzero().flatten().tolist()
+    for place, other in zip(places, [*places[1:], *places[:1]], strict=True):
+        indices[place] = other
+    return indices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +17,12 @@ from polymodal.layers.quantize import VectorQuantizer
 
 COMMITMENT = 0.25  # beta of equation 3
 STEM = 4  # stride of the first and last convolution in pixels
+
+
+class TokenizerBatch(TypedDict):
+    """What an image tokenizer learns from."""
+
+    image: Float[Tensor, "batch 3 size size"]
 
 
 @dataclass(frozen=True)

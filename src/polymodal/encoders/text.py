@@ -80,6 +80,10 @@ class TextEncoder(Encoder):
         packing = Packing.of(text.mask)
         return self.transformer(self._embedded(text, packing), packing), packing
 
+    def pooled_states(self, states: Float[Tensor, "total width"], packing: Packing) -> Float[Tensor, "batch width"]:
+        """Return the pooled vectors of `hidden_states`, with EOS or CLS pooling."""
+        return self.norm_post(select_rows(states, TOKEN_INDEX[self.config.pool_type](packing)))
+
     def pooled(self, text: Tokens) -> Float[Tensor, "batch width"]:
         """Return the pooled vectors; with EOS or CLS pooling, the last block computes these tokens only."""
         if self.config.pool_type not in TOKEN_INDEX:

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.layers.decoder import SwiGLU
+
 T = TypeVar("T")
 
 
@@ -158,6 +160,11 @@ class ExpertChoice(BatchRouter):
         self.gate_up.copy_(self.gate_up[:1].expand_as(self.gate_up))
         self.down.copy_(2 * self.down[:1].expand_as(self.down))
         self.single_expert.fill_(False)
+
+
+def swiglu_experts(width: int, mlp_dim: int, num_experts: int, noise: bool = False) -> nn.Module:
+    """Return experts with expert choice; a plain MLP in place of a single one, which has nothing to choose."""
+    return SwiGLU(width, mlp_dim) if num_experts == 1 else ExpertChoice(width, mlp_dim, num_experts, noise)
 
 
 def expert_choices(model: nn.Module) -> Iterator[ExpertChoice]:

@@ -49,6 +49,20 @@ def sine_points(points: Float[Tensor, "*shape 2"], width: int, grid: int) -> Flo
     return _sines(position, width // 2, 2 * grid).reshape(*points.shape[:-1], width)
 
 
+class SinePositions2D(nn.Module):
+    """2-D sine-cosine position embeddings of a square grid, with coordinates up to 2 pi (DETR)."""
+
+    values: Tensor
+
+    def __init__(self, grid: int, width: int):
+        """width: a multiple of 4."""
+        super().__init__()
+        self.register_buffer("values", sine_positions_2d(grid, width, 2 * math.pi), persistent=False)
+
+    def forward(self) -> Float[Tensor, "patches width"]:
+        return self.values
+
+
 def rotary_angles(
     position: Int[Tensor, "batch length"], head_dim: int, theta: float, like: Tensor
 ) -> tuple[Float[Tensor, "batch 1 length head_dim"], Float[Tensor, "batch 1 length head_dim"]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -88,8 +88,14 @@ class ProjectionHead(nn.Sequential):
         self.normalize = normalize
 
     def forward(self, x: Float[Tensor, "*rows in_features"]) -> Float[Tensor, "*rows out_features"]:
-        x = super().forward(x)
+        # A batch norm takes what precedes the features as rows.
+        x = super().forward(x) if x.ndim <= 2 else super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         return F.normalize(x, dim=-1) if self.normalize else x
+
+
+def projection_heads(widths: Mapping[str, int], sizes: Sequence[int], **options: Any) -> nn.ModuleDict:
+    """Return a projection head for each modality. widths: of their inputs. sizes: of the other layers."""
+    return nn.ModuleDict({name: ProjectionHead([width, *sizes], **options) for name, width in widths.items()})
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):

@@ -22,7 +22,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from polymodal.errors import UnreadableExample
-from polymodal.modalities.cut_off import cut_off_sound
+from polymodal.modalities.cut_off import cut_off_sound, with_end_of_stream
 from polymodal.modalities.modality import read_file
 
 RATES = (1_000, 768_000)  # minimum and maximum sampling rate of a file in Hz; a header may claim any
@@ -57,7 +57,8 @@ class Audio:
         file = read_file(value, self.root, "sound")
         _check_whole(file)
         try:
-            with soundfile.SoundFile(io.BytesIO(file)) as opened:
+            ended = with_end_of_stream(file) if isinstance(file, bytes) else file
+            with soundfile.SoundFile(io.BytesIO(ended)) as opened:
                 rate = opened.samplerate
                 _check_header(rate, opened.channels)
                 blocks = list(_mono_blocks(opened, int(self.longest * rate)))

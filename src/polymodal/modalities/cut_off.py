@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 
 SLACK = 64  # bytes: headers that count themselves
@@ -14,13 +15,17 @@ PIPE = 0x7FFF0000  # sizes from here are of WAV that was written to a pipe
 W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 EBML, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 ID3_HEADER = 10
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot")
 
 
 def cut_off_sound(file: bytes) -> str:
     """Return how a WAV, RF64, W64, AIFF, Ogg or MP3 is cut off, as a clause; "" for whole and for other files.
 
-    Ogg is whole when its last page ends a stream; MP3 says its length in a Xing, Info or VBRI header, if it has one.
+    Ogg is whole when its last page and its last packet are. That page may lack the end-of-stream flag: the recorder of
+    Android does not set it, nor does a live stream that is interrupted (RFC 7845, section 3: decoders have to expect
+    it), see `with_end_of_stream`. A cut exactly between two pages, some 4 kB apart, is thus not
+    recognized. MP3 says its length in a Xing, Info or VBRI header, if it has one.
     """
     start = file[:4]
     if start in (b"RIFF", b"RF64", b"FORM"):
@@ -72,13 +77,38 @@ def _chunk_of_samples(file: bytes) -> tuple[int, int]:
 
 
 def _ogg(file: bytes) -> str:
-    """RFC 3533, section 6: flag 4 of a page's header marks the last page of a stream."""
+    """RFC 3533, section 6: flag 4 of a page's header marks the last page of a stream; a last segment of 255 bytes is
+    part of a packet that goes on in the next page."""
     page = file.rfind(b"OggS")
     header = file[page : page + 27]
     segments = file[page + 27 : page + 27 + header[26]] if len(header) == 27 else b""
-    if len(header) < 27 or len(segments) < header[26] or page + 27 + len(segments) + sum(segments) > len(file):
+    end = page + 27 + len(segments) + sum(segments)
+    if len(header) < 27 or len(segments) < header[26] or end > len(file) or file[end:] in (b"O", b"Og", b"Ogg"):
         return "its last page is not whole"
-    return "" if header[5] & 4 else "its last page does not end the stream"
+    if header[5] & 4:
+        return ""
+    if header[5] & 2 or not segments:  # a first page, with headers alone
+        return "it ends within its headers"
+    return "its last packet goes on in a page that is not there" if segments[-1] == 255 else ""
+
+
+def with_end_of_stream(file: bytes) -> bytes:
+    """Return an Ogg file with the end-of-stream flag on its last page, or any other file as it is. Without the flag,
+    libsndfile reads Vorbis to its end, but no Opus."""
+    page = file.rfind(b"OggS")
+    if file[:4] != b"OggS" or len(file) < page + 27 or file[page + 5] & 4:
+        return file
+    changed = bytearray(file[page:])
+    changed[5] |= 4
+    changed[22:26] = bytes(4)
+    changed[22:26] = _ogg_checksum(bytes(changed)).to_bytes(4, "little")
+    return file[:page] + bytes(changed)
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """RFC 3533, section 6: CRC-32 that begins with 0 and takes the highest bit first; that of zlib takes the lowest."""
+    mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def _xing(file: bytes) -> tuple[int, int]:

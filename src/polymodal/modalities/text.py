@@ -307,7 +307,8 @@ class TextTokenizer:
 
 def bos_eos(tokenizer: Tokenizer) -> tuple[int, int]:
     """Return the ids of the start and end token (BOS, EOS)."""
-    empty = tokenizer([""])
+    with torch.device("cpu"):  # ids are read where modules are built without memory, too
+        empty = tokenizer([""])
     return int(empty.ids[0, 0]), int(empty.ids[0, empty.lengths[0] - 1])
 
 

@@ -6,14 +6,15 @@ ALBEF (Li et al. 2021, section 3) for clips, with merged attention in place of c
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.columns.questions import UNKNOWN_ANSWER
+from polymodal.data.video_text import FinetuneBatch, VideoTextBatch
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
@@ -31,21 +32,6 @@ from polymodal.types import Batch
 Clips = Float[Tensor, "batch frames 3 size size"]
 Words = Float[Tensor, "batch length width"]
 Visual = Float[Tensor, "batch visual width"]  # the class token, then the patches
-
-
-class VideoTextBatch(TypedDict):
-    """group: id of each text (`modalities.text.text_ids`); equal texts are no negatives of each other."""
-
-    video: Clips
-    text: Tokens
-    group: Float[Tensor, " batch"]
-
-
-class FinetuneBatch(VideoTextBatch):
-    """answer: class of the answer to the question; both where the corpus has questions."""
-
-    question: NotRequired[Tokens]
-    answer: NotRequired[Int[Tensor, " batch"]]
 
 
 class VideoTextEncoders(DualEncoderModel):

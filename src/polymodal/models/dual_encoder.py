@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,8 +23,16 @@ from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX, LogitScale
 from polymodal.layers.projection_head import LinearProjection, ProjectionHead
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.padding import Padded
+from polymodal.modalities.text import Tokens
 from polymodal.objectives.contrastive import info_nce, siglip_loss
 from polymodal.types import Batch
+
+
+class ImageTextBatch(TypedDict):
+    """Pairs of an image and a text."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    text: Tokens
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from polymodal.data.conversation import IMAGE_END, IMAGE_START
+from polymodal.data.conversation_format import ConversationFormat
 from polymodal.data.sequence import TEXT
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
@@ -21,6 +23,13 @@ class CodeFormat(NamedTuple):
     begin: int
     end: int
     num_codes: int
+
+    @classmethod
+    def of_images(cls, conversation: ConversationFormat, num_codes: int) -> CodeFormat:
+        """Return that of images between their marks. Raises UserError where one leaves no room in the context."""
+        conversation.check_fits(num_codes)
+        begin, end = (conversation.marks[mark][-1] for mark in (IMAGE_START, IMAGE_END))
+        return cls(begin, end, num_codes)
 
 
 class JointVocabulary:
@@ -65,6 +74,18 @@ def joined(codes: Tensor, text: Tensor, has_image: Bool[Tensor, " sides"]) -> Te
     """
     alone = torch.cat([text, torch.zeros_like(codes)], dim=1)
     return torch.where(has_image[:, None], torch.cat([codes, text], dim=1), alone)
+
+
+def mask_of_sides(
+    masked_codes: Bool[Tensor, "images codes"],
+    masked_text: Bool[Tensor, "sides length"],
+    has_image: Bool[Tensor, " sides"],
+    sequences: Tokens,
+) -> Bool[Tensor, "sides joint"]:
+    """Return the mask of joint sequences; never of their end token, nor of padding. masked_codes: of each image."""
+    mask = joined(values_of_sides(masked_codes, has_image), masked_text, has_image)[:, : sequences.ids.shape[1]]
+    position = torch.arange(sequences.ids.shape[1], device=mask.device)
+    return mask & (position < sequences.lengths[:, None] - 1)
 
 
 def codes_before_text(

@@ -74,6 +74,10 @@ class PairEncoder(nn.Module):
         left, right = sides.chunk(2)
         return siglip_loss(left, right, self.logit_scale(), self.logit_bias)
 
+    def contrastive_losses(self, batch: SidesBatch) -> dict[str, Tensor]:
+        """sigmoid: of left and right sides."""
+        return {"sigmoid": self.contrast(self.encode_sides(batch))}
+
     def _empty(self, image: Tensor) -> Tokens:
         ids = torch.tensor([self.marks], device=image.device).repeat(len(image), 1)
         return Tokens(ids, torch.full((len(image),), 2, device=image.device))

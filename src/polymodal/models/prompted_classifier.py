@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polymodal.data.video_text import VideoTextBatch
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.modalities.text import Tokens
 from polymodal.models.align_before_fuse import Clips, VideoTextEncoders
+from polymodal.objectives.contrastive import info_nce
 
 
 class PromptedClassifier(VideoTextEncoders):
@@ -39,6 +41,11 @@ class PromptedClassifier(VideoTextEncoders):
         self.prompts = prompts
         self.register_buffer("prompt_embeddings", torch.zeros(len(prompts), len(prompts[0]), embed_dim))
         self.register_buffer("prompts_embedded", torch.tensor(False))
+
+    def contrast(self, batch: VideoTextBatch) -> Float[Tensor, ""]:
+        """Return the loss that trains the encoders: InfoNCE, in which equal texts are no negatives of each other."""
+        video, text = self.embed(batch).values()
+        return info_nce(video, text, self.logit_scale(), labels=batch["group"])
 
     @torch.no_grad()
     def probabilities(self, video: Clips) -> Float[Tensor, "batch classes"]:

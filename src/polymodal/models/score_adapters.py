@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -11,6 +12,12 @@ from torch.nn import functional as F
 
 from polymodal.layers.expected_score import ExpectedScore
 from polymodal.layers.residual_adapter import ResidualAdapter
+from polymodal.modalities.image_augmentation import random_crops
+from polymodal.modalities.text import Tokens
+from polymodal.models.dual_encoder import DualEncoderModel
+from polymodal.objectives.reduction import mean_over
+from polymodal.objectives.regression import masked_mse
+from polymodal.types import Batch
 
 
 class RatedBatch(TypedDict):
@@ -44,3 +51,48 @@ class ScoreAdapters(nn.ModuleList):
             levels = None if trained else head.initial(self.num_levels).to(features)
             scores.append(head(logit_scale * adapted @ prompts.T, levels))
         return torch.stack(scores, 1)
+
+
+class PromptedScorer(DualEncoderModel):
+    """A dual encoder of images and texts that scores images by prompts, with an adapter for each score."""
+
+    prompt_ids: Tensor
+    prompt_lengths: Tensor
+
+    def add_adapters(
+        self, prompts: Tokens, scores: Sequence[str], num_levels: int, image_size: int, num_crops: int
+    ) -> None:
+        """prompts: `num_levels` in ascending order in each group. scores: names. num_crops: of an image at test time,
+        whose side is `image_size`."""
+        self.scores, self.special_tokens = tuple(scores), prompts.special_tokens
+        self.crop_size, self.num_crops = image_size, num_crops
+        self.register_buffer("prompt_ids", prompts.ids, persistent=False)
+        self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
+        self.adapters = ScoreAdapters(len(scores), self.config.embed_dim, num_levels)
+
+    @mean_over("score_counts")
+    def score_losses(self, batch: RatedBatch) -> dict[str, Tensor]:
+        """mse_NAME: mean squared error of each score, over the images that have it."""
+        predicted, scores = self._scores(batch["image"], trained=True), batch["scores"]
+        return {f"mse_{name}": masked_mse(predicted[:, n], scores[:, n]) for n, name in enumerate(self.scores)}
+
+    def score_counts(self, batch: RatedBatch) -> dict[str, Tensor]:
+        """Count the images that have each score."""
+        return {f"mse_{name}": (~batch["scores"][:, n].isnan()).sum() for n, name in enumerate(self.scores)}
+
+    def predict_scores(self, batch: Batch) -> Float[Tensor, "batch scores"]:
+        """Return scores, 0 to 1: of each image, the mean over crops at random places."""
+        return self._mean_scores(batch["image"], trained=True)
+
+    def zero_shot_scores(self, batch: Batch) -> Float[Tensor, "batch scores"]:
+        """Return scores without adapter, of the levels before training; equal for all scores."""
+        return self._mean_scores(batch["image"], trained=False)
+
+    def _mean_scores(self, image: Tensor, trained: bool) -> Float[Tensor, "batch scores"]:
+        crops = random_crops(image, self.crop_size, self.num_crops)
+        return torch.stack([self._scores(crop, trained) for crop in crops]).mean(0)
+
+    def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
+        encoder, projection = self._parts("image")
+        prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
+        return self.adapters(projection(encoder.pooled(crop)), prompts, self.logit_scale(), trained)

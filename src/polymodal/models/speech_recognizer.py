@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.processor import Processor
+from polymodal.data.speech_text import silence
 from polymodal.encoders.speech_text import SpeechTextEncoder
 from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
@@ -19,8 +19,6 @@ from polymodal.objectives.reduction import mean_over
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example
 
-SILENCE = 8  # frames of a sound that stands in for none
-
 
 class CTCBatch(TypedDict):
     """Speech and its transcripts. num_pairs: 0 where an empty pair stands in."""
@@ -28,11 +26,6 @@ class CTCBatch(TypedDict):
     sound: Padded
     transcript: Tokens
     num_pairs: Int[Tensor, ""]
-
-
-def silence(num_mel_bins: int) -> Float[np.ndarray, "frames bins"]:
-    """Return a short empty sound, so that processes whose batch has no sound take the same steps."""
-    return np.zeros((SILENCE, num_mel_bins), dtype=np.float32)
 
 
 def ctc_batch(pairs: list[Example], processor: Processor, example_rng: ExampleRNG, num_mel_bins: int) -> CTCBatch:

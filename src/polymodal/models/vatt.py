@@ -9,6 +9,7 @@ word embeddings of word2vec, which are frozen; here they are learned.
 from __future__ import annotations
 
 import math
+from typing import NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +23,18 @@ from polymodal.modalities.padding import Padded
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.multi_positive import mil_nce
 from polymodal.types import Batch
+
+
+class TripletBatch(TypedDict):
+    """Triplets. text: `num_texts` of each video, one after the other. has_sound, has_text: False where it is missing;
+    absent where all have it. misaligned: True where text or audio was exchanged."""
+
+    video: Float[Tensor, "batch frames 3 size size"]
+    sound: Padded
+    text: Tokens
+    has_sound: NotRequired[Bool[Tensor, " batch"]]
+    has_text: NotRequired[Bool[Tensor, " batch"]]
+    misaligned: NotRequired[Bool[Tensor, " batch"]]
 
 
 class VATTModel(nn.Module):
@@ -115,6 +128,18 @@ class VATTModel(nn.Module):
         packing = Packing.of(tokens.mask)
         packed = self.norm_post(self.backbone(self.norm_pre(packing.pack(tokens.values)), packing))
         return packing.pad(packed)[:, 0] if agg else mean_pool(packed, packing)
+
+    def encode(self, batch: TripletBatch) -> dict[str, Tensor]:
+        """Return the features of each triplet, not normalized. `video`, in its space with audio, has both losses."""
+        video = self.encode_video(batch["video"])
+        ones = torch.ones(len(video), device=video.device)
+        return {
+            "video": video,
+            "audio": self.encode_audio(batch["sound"]),
+            "text": self.encode_text(batch["text"]).unflatten(0, (len(video), -1)),
+            "has_audio": batch["has_sound"].to(ones) if "has_sound" in batch else ones,
+            "has_text": batch["has_text"].to(ones) if "has_text" in batch else ones,
+        }
 
     def contrastive_losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return NCE of video and audio, and MIL-NCE of video and its texts (VATT, section 3.4).

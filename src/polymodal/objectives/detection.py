@@ -81,6 +81,27 @@ def detection_loss(
     return loss + global_mean(L1_COEF * l1 + GIOU_COEF * giou_loss, targets.counts.sum())
 
 
+def deep_supervision_loss(
+    logits: Float[Tensor, "layers batch queries 2"],
+    boxes: Float[Tensor, "layers batch queries 4"],
+    targets: PaddedBoxes,
+) -> Float[Tensor, ""]:
+    """Return the sum over the layers of a decoder of the detection loss after each (DETR, auxiliary losses)."""
+    return torch.stack([detection_loss(*layer, targets) for layer in zip(logits, boxes, strict=True)]).sum()
+
+
+class Detections(NamedTuple):
+    """Boxes (xyxy, inside the image), and the probability of each that it is of an object."""
+
+    boxes: Float[Tensor, "batch queries 4"]
+    probability: Float[Tensor, "batch queries"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"]) -> Detections:
+        """Return what a head predicts. boxes: cxcywh."""
+        return cls(cxcywh_to_xyxy(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
+
+
 @torch.no_grad()
 def matched_targets(
     logits: Float[Tensor, "batch queries 2"], boxes: Float[Tensor, "batch queries 4"], targets: PaddedBoxes

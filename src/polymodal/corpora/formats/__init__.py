@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from polymodal.corpora.formats._data_files import DataFiles, Match
+from polymodal.corpora.formats._data_files import INSTEAD, DataFiles, Match
 from polymodal.errors import UserError, unknown
 
 
@@ -39,8 +39,9 @@ def format_of(data: DataFiles) -> str:
     """Return the format with the best match. Raises UserError where no format, or more than one, has it."""
     best = best_formats(data)
     if not best:
+        hints = [f"; {INSTEAD[suffix]} to read {suffix} files" for suffix in data.by_suffix if suffix in INSTEAD]
         raise UserError(
-            f"{data.given[0]} holds {data.summary()}, which is in no format that is read. These are: "
+            f"{data.given[0]} holds {data.summary()}, which is in no format that is read{''.join(hints)}. These are: "
             f"{', '.join(names())} (`polymodal data --help` describes them)."
         )
     if len(best) > 1:

@@ -30,7 +30,15 @@ SPLIT_NAMES = {
 }
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow", ".csv.gz", ".jsonl.gz")
+TABLES = (
+    ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow",
+    ".csv.gz", ".tsv.gz", ".json.gz", ".jsonl.gz", ".ndjson.gz",
+)  # fmt: skip
+# Files of other programs, and how what is in them can be read.
+INSTEAD = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save the sheet as CSV in UTF-8"),
+    ".xml": "convert boxes to the JSON of COCO",
+}
 _SAMPLE = re.compile(r"(.+)[._-](?:small|sample|subset|mini|tiny|toy|preview)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.
 _ACCOMPANYING = re.compile(

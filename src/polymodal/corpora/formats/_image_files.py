@@ -36,7 +36,7 @@ class ImageFiles:
     def _by_name(self) -> dict[str, list[str]]:
         """Paths from the root by file name, those of shallow folders first."""
         paths: dict[str, list[str]] = defaultdict(list)
-        for path in _images(self.root):
+        for path in paths_below(self.root, IMAGE_SUFFIXES):
             paths[path.rpartition("/")[2]].append(path)
         return dict(paths)
 
@@ -114,8 +114,8 @@ def _around(folder: Path) -> Path:
     return resolved.parent if resolved.name.lower() in ANNOTATIONS else resolved
 
 
-def _images(root: Path) -> Iterator[str]:
-    """Yield the paths of images from the root, folder by folder, the shallow ones first."""
+def paths_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the paths of files from the root, folder by folder, the shallow ones first."""
     folders, visited = [""], {os.path.realpath(root)}
     for _ in range(MAX_DEPTH + 1):
         below: list[str] = []
@@ -128,7 +128,7 @@ def _images(root: Path) -> Iterator[str]:
                 if entry.name.startswith("."):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                if entry.name.lower().endswith(suffixes):
                     yield path
                 elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in visited:
                     visited.add(real)

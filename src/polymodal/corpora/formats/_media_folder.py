@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats import csv, json, parquet
-from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, split_folder, splits_of
+from polymodal.corpora.formats._data_files import INSTEAD, DataFiles, Match, place_of, split_folder, splits_of
 from polymodal.corpora.formats._delimited import head_lines
+from polymodal.corpora.formats._named_files import NamedFiles
 from polymodal.corpora.formats._sidecars import (
     MEDIA,
     TEXTS,
@@ -32,6 +33,7 @@ from polymodal.modalities import Modality
 
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
 SIDECARS = TEXTS
+LOOKED_AT = 20  # names of metadata whose files are looked for
 FILE_NAMES = ("file_name", "filename", "file", "path")  # column of metadata that names the media file
 DATA = (*csv.SUFFIXES, *json.SUFFIXES, *parquet.SUFFIXES, ".tar", ".tar.gz")
 
@@ -74,11 +76,13 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
     skipped: list[Skipped] = []
     modalities = {kind: modality(root)}
     notes: tuple[str, ...] = ()
+    listed = media
+    described: dict[Path, Path] = {}
+    beside: dict[str, dict[Path, Path]] = {}
     if not (media or metadata):
         raise UserError(f"{data.given[0]} holds {data.summary()}, and no {kind} files ({', '.join(suffixes[:4])} ...).")
     if metadata:
-        listed = media
-        table, media = _with_metadata(metadata, root, kind, skipped)
+        table, media, notes = _with_metadata(metadata, data, kind, skipped)
         named = {os.path.abspath(file) for file in media}
         unnamed = [file for file in listed if os.path.abspath(file) not in named]
         if unnamed:
@@ -86,25 +90,30 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
     else:
         paths = {kind: pa.array([place_of(file, root).as_posix() for file in media])}
         beside = media_beside(data, suffixes) if kind in MEDIA else {}
+        described = json_beside(data, suffixes)
         modalities |= {other: MEDIA[other][1](root) for other in beside}
         columns = paths | media_columns(data, media, beside) | text_column(data, media, skipped)
-        fields = json_columns(media, json_beside(data, suffixes), [*columns], skipped)
+        fields = json_columns(media, described, [*columns], skipped)
         folders = class_folders(media, root)
         table = pa.table(columns | folders | fields)
         if folders and not ({"text", "label"} & {*columns, *fields}):
             notes = ("The folders are classes; --text-column label trains on their names as captions.",)
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
+    used = {*listed, *metadata, *described.values(), *(file for files in beside.values() for file in files.values())}
+    notes += _not_read(data, kind, used, {file.with_suffix("") for file in listed})
     split_of = splits_of(media, root)
     split = np.array([split_of[file] for file in media]) if split_of else None
     return Rows(table, root, modalities, split, keys=kind, skipped=tuple(skipped), notes=notes)
 
 
 def _with_metadata(
-    metadata: Sequence[Path], root: Path, kind: str, skipped: list[Skipped]
-) -> tuple[pa.Table, list[Path]]:
-    """Return the rows of metadata files, their file names replaced by paths from the root, and these files."""
+    metadata: Sequence[Path], data: DataFiles, kind: str, skipped: list[Skipped]
+) -> tuple[pa.Table, list[Path], tuple[str, ...]]:
+    """Return the rows of metadata files, their file names replaced by paths from the root, these files, and sentences
+    about names that are written otherwise than those of the files."""
     tables, media = [], []
+    root, notes = data.root, []
     for file in metadata:
         read = csv.read_csv if file.suffix.lower() in (".csv", ".tsv") else parquet.read_file
         table, left_out = (json.read_json if file.suffix.lower() == ".jsonl" else read)(file)
@@ -117,7 +126,14 @@ def _with_metadata(
             skipped.append(Skipped(without, f"has no {names[0]}", str(file)))
             table = table.filter(table.column(names[0]).is_valid())
         folder = root / place_of(file, root).parent
-        files = [folder / str(name) for name in table.column(names[0]).to_pylist()]
+        written = [str(name) for name in table.column(names[0]).to_pylist()]
+        files = [folder / name for name in written]
+        if not any(path.is_file() for path in files[:LOOKED_AT]):
+            placed = NamedFiles(data, folder)
+            places = [placed.find(name, any_suffix=True) for name in written]
+            files = [folder / (place or name) for name, place in zip(written, places, strict=True)]
+            pairs = (pair for pair in zip(written, places, strict=True) if pair[1])
+            notes += [f"{file.name} names {name}, which is read from {place}." for name, place in pairs][:1]
         paths = [Path(os.path.normpath(path)) for path in files]
         inside = [path.is_relative_to(root) for path in paths]
         if not all(inside):
@@ -128,7 +144,22 @@ def _with_metadata(
             table = table.drop_columns([kind])
         tables.append(table.add_column(0, kind, column))
         media += paths
-    return concatenated(tables), media
+    return concatenated(tables), media, tuple(notes)
+
+
+def _not_read(data: DataFiles, kind: str, used: set[Path], stems: set[Path]) -> tuple[str, ...]:
+    """Return a sentence about files of the folder that are not read, such as annotations in another form."""
+    left: dict[str, list[Path]] = {}
+    for suffix, files in data.by_suffix.items():
+        rest = [file for file in files if file not in used and not (suffix in TEXTS and file.with_suffix("") in stems)]
+        if rest:
+            left[suffix or "other"] = rest
+    counts = [
+        f"{len(files):,} {suffix} file{'s' * (len(files) > 1)} such as {place_of(files[0], data.root).as_posix()}"
+        + (f" ({INSTEAD[suffix]})" if suffix in INSTEAD else "")
+        for suffix, files in left.items()
+    ]
+    return (f"Not read beside the {kind} files: {', '.join(counts)}.",) if counts else ()
 
 
 def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
@@ -143,6 +174,8 @@ def class_folders(media: Sequence[Path], root: Path) -> dict[str, pa.Array]:
         folders = [parts[place + 1 :] for parts, place in pairs]
         if not any(folders):
             folders = [parts[:place] for parts, place in pairs]
+    while all(len(parts) > 1 for parts in folders) and len({parts[0] for parts in folders}) == 1:
+        folders = [parts[1:] for parts in folders]  # a folder around all classes
     if not all(folders) or len({*folders}) < 2 or len({len(parts) for parts in folders}) > 1:
         return {}
     return {"label": pa.array(["/".join(parts) for parts in folders])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from polymodal.modalities.video import SUFFIXES as VIDEO_SUFFIXES
 
 TEXTS = (".txt", ".caption")
 LOOKED_AT = 5  # JSON files
+# Lines of a class, and of the center and the size of a box, or of the corners of a polygon.
+_BOXES = re.compile(r"(\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*)+", re.IGNORECASE)
 # Of media with equal names, the first kind names the rows.
 MEDIA: dict[str, tuple[tuple[str, ...], Callable[[Path], Modality]]] = {
     "image": (IMAGE_SUFFIXES, Image),
@@ -89,6 +92,12 @@ def text_column(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) 
     for file in media:
         sidecar = beside.get(file.with_suffix(""))
         texts.append(_text_of(sidecar) if sidecar else None)
+    written = [text for text in texts if text]
+    if 2 * sum(_BOXES.fullmatch(text) is not None for text in written) > len(written):
+        example = next(str(beside[stem]) for stem in (file.with_suffix("") for file in media) if stem in beside)
+        reason = "has boxes in the form of YOLO, which are not read; export the data as COCO JSON"
+        skipped.append(Skipped(len(written), reason, example))
+        return {}
     without = [file for file, text in zip(media, texts, strict=True) if not text]
     if without:
         skipped.append(Skipped(len(without), "has no text file beside it", str(without[0])))

@@ -12,14 +12,13 @@ import pyarrow.compute as pc
 
 from polymodal.corpora._types import fitted, is_string, merged_type, plain_type
 from polymodal.corpora.corpus import Skipped
-from polymodal.corpora.formats._data_files import DataFiles, place_of, split_of, splits_of
+from polymodal.corpora.formats._data_files import DataFiles, place_of, splits_of
+from polymodal.corpora.formats._named_files import NamedFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.schemas import label, text
 from polymodal.errors import UserError, read_errors
-from polymodal.modalities.image import IMAGE_SUFFIXES
 
 TARGETS = (*label.USUAL, *text.USUAL)
-IDS = ("id", "image_id", "img_id", "image_name", "img_name", "photo_id", "filename", "file_name", "file", "name", "key")
 LOOKED_AT = 20  # values of a column of which a file is looked for
 Read = Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]
 
@@ -45,15 +44,17 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     notes = [f"{file.name} is not read: it has no '{target}', which is to be learned." for file, target in unlabeled]
     kept = [place for place, file in enumerate(files) if file not in dict(unlabeled)]
     files, tables = [files[place] for place in kept], [tables[place] for place in kept]
-    table = concatenated(tables)
+    root = data.root if several else files[0].parent
+    named = NamedFiles(data, root)
+    placed = [named.placed(table, file) for table, file in zip(tables, files, strict=True)]
+    table = concatenated([table for table, _ in placed])
+    notes += dict.fromkeys(note for _, sentences in placed for note in sentences)
     if table.num_rows == 0:
         raise UserError(f"{files[0]} has no rows.")
     split = None
     if stated is not None and len({stated[file] for file in files}) > 1:
         split = np.repeat([stated[file] for file in files], [part.num_rows for part in tables])
-    root = data.root if several else files[0].parent
-    table, note = _with_images(table, data, root)
-    return Rows(table, root, split=split, skipped=tuple(skipped), notes=(*notes, *note))
+    return Rows(table, root, split=split, skipped=tuple(skipped), notes=tuple(notes))
 
 
 def _without_targets(tables: Mapping[Path, pa.Table], stated: Mapping[Path, str]) -> list[tuple[Path, str]]:
@@ -66,28 +67,6 @@ def _without_targets(tables: Mapping[Path, pa.Table], stated: Mapping[Path, str]
         for file, table in tables.items()
         if names and stated.get(file, "train") != "train" and not names & {*table.column_names}
     ]
-
-
-def _with_images(table: pa.Table, data: DataFiles, root: Path) -> tuple[pa.Table, tuple[str, ...]]:
-    """Return the table with a column `image`, where a column of ids names the image files without their suffix.
-
-    As in competitions whose `labels.csv` has `id,breed` beside `train/ID.jpg`.
-    """
-    images = data.with_suffixes(IMAGE_SUFFIXES)
-    names = [name for name in table.column_names if name.lower() in IDS and is_string(table.schema.field(name).type)]
-    if not images or not names or "image" in table.column_names:
-        return table, ()
-    by_stem: dict[str, Path] = {}
-    for file in sorted(images, key=lambda file: split_of(file, data.root) not in (None, "train")):
-        by_stem.setdefault(file.stem, file)
-    for name in names:
-        values = table.column(name).to_pylist()
-        files = [by_stem.get(str(value)) for value in values]
-        if sum(file is not None for file in files) > len(values) / 2:
-            inside = [os.path.relpath(file.resolve(), root.resolve()) if file else None for file in files]
-            note = f"'{name}' names image files without their suffix; they are the column 'image'."
-            return table.append_column("image", pa.array(inside, pa.string())), (note,)
-    return table, ()
 
 
 def _from_root(table: pa.Table, folder: Path, root: Path) -> pa.Table:

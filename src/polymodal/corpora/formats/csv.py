@@ -28,6 +28,7 @@ description = "CSV or TSV files with a line of headings"
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 DELIMITERS = ",\t;|"
 MAX_SKIPPED = 0.1  # of the lines, until the file is refused
+_DECIMAL_COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?\s*$"
 BLOCK = 1 << 22  # bytes that are parsed together
 
 
@@ -42,7 +43,23 @@ def read(data: DataFiles) -> Rows:
 
 def read_csv(file: Path) -> tuple[pa.Table, tuple[Skipped, ...]]:
     """Read one file. Lines with another number of fields are skipped. Raises UserError when more than a tenth are."""
-    return cached_table("csv", [file], lambda: _convert(file))
+    table, skipped = cached_table("csv", [file], lambda: _convert(file))
+    if _headings(file)[0] == ";":  # a comma may stand before decimals
+        for place, name in enumerate(table.column_names):
+            if _has_decimal_commas(table.column(name)):
+                plain = pc.replace_substring(table.column(name), ".", "")  # between thousands
+                table = table.set_column(place, name, pc.replace_substring(plain, ",", "."))
+    return table, skipped
+
+
+def _has_decimal_commas(column: pa.ChunkedArray) -> bool:
+    """Return whether all values of a column are numbers such as 12,5 and 1.234,50, and one has a comma."""
+    first = column[:100].drop_null()
+    return len(first) > 0 and all(
+        pc.all(pc.match_substring_regex(values, _DECIMAL_COMMA)).as_py() is not False
+        and (values is first or pc.any(pc.match_substring(values, ",")).as_py() is True)
+        for values in (first, column)
+    )
 
 
 def _convert(file: Path) -> Conversion:

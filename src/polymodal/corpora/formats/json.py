@@ -23,7 +23,7 @@ from polymodal.errors import UserError
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 description = "JSON (a list of records) or JSON lines"
-LINES = (".jsonl", ".ndjson", ".jsonl.gz")
+LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 SUFFIXES = (*LINES, ".json", ".json.gz")
 CHUNK = 10_000  # records that are converted together
 UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)  # for types, or for UTF-8
@@ -186,6 +186,11 @@ def _of_whole(file: Path, held: Any) -> Iterable[dict[str, Any]]:
             )
     if not isinstance(held, list) or not all(isinstance(record, dict) for record in held):
         raise UserError(f'{file} is no list of records, such as [{{"image": "1.jpg", "caption": "a cat"}}, ...].')
+    if held and isinstance(held[0].get("annotations"), list) and isinstance(held[0].get("data"), dict):
+        raise UserError(
+            f"{file} is a full export of Label Studio, which is not read; export the project as JSON-MIN or CSV, or as "
+            "COCO if it has boxes."
+        )
     return held
 
 

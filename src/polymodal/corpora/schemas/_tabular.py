@@ -16,7 +16,7 @@ MAX_WORDS = 6  # of a value of a categorical column
 MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none", "#n/a", "<na>")
 # Columns that say which row, file or place it is, and nothing about the example.
 _NO_VALUE = re.compile(
-    r"(split|partition|subset|group|fold|url|uri|link|license|hash|md5|sha256|index|idx|key|id|uid|uuid|guid|"
+    r"(is_(train|training|val|valid|validation|test)|split|partition|subset|group|fold|url|uri|link|license|hash|md5|sha256|index|idx|key|id|uid|uuid|guid|"
     r"filename|file_name|path|timestamp|unnamed: ?\d+|)$|.*[ _.\-](id|ids|uid|uuid|key|idx|index|url|path|hash)$",
     re.IGNORECASE,
 )

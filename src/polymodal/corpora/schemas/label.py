@@ -1,31 +1,52 @@
-"""Classes: a column of class names or indices, for zero-shot classification and probes."""
+"""Classes: a column of class names or indices, or one column of 0 and 1 a class, for classification and probes."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import is_string
+from polymodal.corpora.schemas._class_names import column_of_class_names, has_class_names, one_hot
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
 from polymodal.modalities import Category
 
 rank = 2
 option = "label"
-USUAL = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "cls")
+# Of any values; names of the second list may also head texts, so that their values have to look like class names.
+ALWAYS = ("label", "labels", "class", "class_name", "category", "target", "fine_label", "cls")
+BY_VALUES = (
+    "class_label", "label_name", "category_name", "class_id", "label_id", "category_id", "breed", "species",
+    "diagnosis", "dx", "disease", "pathology", "variety", "cultivar", "emotion", "sentiment", "genre",
+    "klasse", "kategorie", "classe", "clase", "categoria",
+)  # fmt: skip
+USUAL = (*ALWAYS, *BY_VALUES)
 MAX_CLASSES = 22_000  # ImageNet-21k has 21,841
 
 
 def find(view: View) -> Found | None:
-    """Find the class column: a named one, or one of a usual name whose values repeat."""
+    """Find the class column: a named one, or one of a usual name whose values repeat; else, beside media without texts,
+    the only column of strings if these look like class names, or columns of 0 and 1 with a single 1 in each row."""
     if view.named is not None:
         if not _is_label(view, view.named):
             raise view.refuse("label")
         return _found(view, view.named)
     names = [name for name in view.usual(USUAL) if _is_label(view, name)]
-    return _found(view, names[0]) if names else None
+    names = [name for name in names if name.lower() in ALWAYS or has_class_names(view, name)]
+    if names:
+        return _with_note(_found(view, names[0]), names[0]) if names[0].lower() in BY_VALUES else _found(view, names[0])
+    if view.whole is None and (name := column_of_class_names(view)) and _is_label(view, name):
+        return _with_note(_found(view, name), name)
+    return one_hot(view)
+
+
+def _with_note(result: Found, name: str) -> Found:
+    count = len(result.columns[name].modality.names)  # type: ignore[attr-defined]
+    note = f"'{name}' is read as the class ({count:,} classes); --text-column {name} trains on its values as captions."
+    return replace(result, notes=(note,))
 
 
 def _is_label(view: View, name: str) -> bool:

@@ -42,7 +42,7 @@ def find(view: View) -> Found | None:
         return several
     usual = [name for name in view.usual(USUAL) if _is_text(view, name)]
     of_records = any(isinstance(kind, RECORDS) for kind in view.modalities.values())
-    candidates = [] if of_records else [name for name in view.free if _reads_as_text(view, name)]
+    candidates = [] if of_records else [name for name in view.free if reads_as_text(view, name)]
     measured = any(isinstance(kind, Category | Cell | Volume) for kind in view.modalities.values())
     if not usual and (len(candidates) > 1 or measured):
         candidates = [name for name in candidates if categories(view, name) is None]  # they are cells of a table
@@ -96,7 +96,7 @@ def _is_text(view: View, name: str) -> bool:
     return is_string(kind) or is_number(kind) or pa.types.is_boolean(kind)
 
 
-def _reads_as_text(view: View, name: str) -> bool:
+def reads_as_text(view: View, name: str) -> bool:
     """Return whether a column of any name looks like captions: strings that are no addresses, ids or numbers, and
     not the same in all rows."""
     if names_a_row(name) or name.lower() in LANGUAGES:
@@ -113,7 +113,7 @@ def _is_number(value: str) -> bool:
     if value.strip().lower() in MISSING:
         return True
     try:
-        float(value)
+        float(value.replace(",", "."))  # 12,5 is a number, too
     except ValueError:
         return False
     return True

@@ -11,10 +11,11 @@ from PIL import Image as PILImage
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import MAX_ROWS, BaseColumn, Column
 from polymodal.data.columns.text import TextColumn
-from polymodal.errors import UnreadableExample
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Expressions, Image, Text
 from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Caption
+from polymodal.rng import ExampleRNG
 
 XYXY = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image
 
@@ -46,19 +47,29 @@ class ExpressionsColumn(BaseColumn):
     def __call__(self, sets: list[tuple[XYXY, ...]]) -> PaddedBoxes:
         return PaddedBoxes.of(sets)
 
+    def sample(
+        self, sets: Sequence[list[ReferringExpression]], example_rng: ExampleRNG, single: bool
+    ) -> list[ReferringExpression]:
+        """Sample an expression of each set. single: of those for one object, where there are any."""
+        fitting = [[one for one in given if len(one.boxes) == 1 or not single] or given for given in sets]
+        return [some[int(rng.integers(len(some)))] for some, rng in zip(fitting, example_rng.generators, strict=True)]
 
-def only_several_objects(corpus: Corpus) -> bool:
-    """Return whether a sample of the training split has expressions, and none of them refers to a single object."""
+
+def check_single_objects(corpus: Corpus) -> None:
+    """Raise UserError where a sample of the training split has expressions, and none of them is for a single object."""
     if not corpus.has_modality(Expressions):
-        return False
+        return
     column, has_expression = corpus.column_with(Expressions), False
     for row in corpus.sample("train", MAX_ROWS).tolist():
         with contextlib.suppress(UnreadableExample):
             for expression in corpus.value(row, column) or ():
                 if len(expression.boxes) == 1:
-                    return False
+                    return
                 has_expression = True
-    return has_expression
+    if has_expression:
+        raise UserError(
+            f"No expression of '{corpus.name}' is for one object; let --num-queries be the maximum of boxes."
+        )
 
 
 def _fractions(box: tuple[float, ...], sides: tuple[int, ...]) -> XYXY:

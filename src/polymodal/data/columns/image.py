@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -20,7 +20,9 @@ from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Image, Video
 from polymodal.modalities.image import to_square
+from polymodal.modalities.image_augmentation import ImageAugmentation, augment
 from polymodal.modalities.video import Clip
+from polymodal.rng import ExampleRNG
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ class ImageColumn(BaseColumn):
     def __call__(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """images: arrays (height x width x 3, uint8) of any size, Pillow images, paths or encoded bytes."""
         return self.normalize(self.pixels(images))
+
+    def views(
+        self,
+        images: list[Any],
+        augmentations: Sequence[ImageAugmentation],
+        example_rng: ExampleRNG,
+        may_flip: Bool[Tensor, " batch"] | None = None,
+    ) -> list[Float[Tensor, "batch 3 size size"]]:
+        """Augment the images by each of these, one after the other, and normalize the views; for training."""
+        pixels = self.pixels(images)
+        return [self.normalize(augment(pixels, one, example_rng, may_flip)) for one in augmentations]
 
     def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""

@@ -18,7 +18,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.data.columns.image import color_statistics, denormalize_pixels, normalize_pixels
 from polymodal.modalities import Image
-from polymodal.modalities.image import check_tiles, from_pixels, patchify, tiles, to_rgb
+from polymodal.modalities.image import check_tiles, from_pixels, patchify, tiles, to_rgb, unpatchify
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class TiledImageColumn(BaseColumn):
         cut = tiles(image, self.tile_size, self.max_tiles if max_tiles is None else max_tiles)
         pixels = torch.from_numpy(cut.copy()).permute(0, 3, 1, 2).float().div_(255)
         return patchify(normalize_pixels(pixels, self.mean, self.std), self.token_size).flatten(0, 1)
+
+    def single_tiles(self, images: Sequence[np.ndarray]) -> Float[Tensor, "images 3 size size"]:
+        """Return the normalized pixels of images as one tile each; of a white one without images."""
+        white = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
+        cells = torch.stack([self.patchify_tiles(image, 1) for image in images or [white]])
+        return unpatchify(cells, self.token_size)
 
     def __call__(self, images: list[Any]) -> list[np.ndarray]:
         return [self.open(image) for image in images]

@@ -17,28 +17,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.columns.tiled_image import TiledImageColumn
-from polymodal.data.conversation import DOCUMENT, IMAGE, IMAGE_END, IMAGE_START, MESSAGES
-from polymodal.data.instructions import choice
+from polymodal.data.conversation import IMAGE
+from polymodal.data.instructions import sample_document, sample_images
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import TEXT, SequenceBatch
-from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
+from polymodal.encoders.image_tokenizer import ImageTokenizerConfig, TokenizerBatch
 from polymodal.encoders.language_model import LanguageModel, LanguageModelConfig
 from polymodal.encoders.pretrained import PretrainedConfig
 from polymodal.errors import UserError
 from polymodal.layers import expert_choice
-from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock, SwiGLU
+from polymodal.layers.decoder import DecoderBlock, PostSubLayerNormBlock
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.mixture_of_depths import route_alternate_blocks
-from polymodal.modalities.image import unpatchify
 from polymodal.models.discrete_token_decoder import DiscreteTokenDecoder, GuidedPromptBatch
 from polymodal.models.joint_vocabulary import CodeFormat, JointVocabulary
 from polymodal.objectives.reduction import mean_over
@@ -63,10 +61,6 @@ LEARNED = tuple(  # the parameters of the language model but for the auxiliary r
 )
 
 
-class TokenizerBatch(TypedDict):
-    image: Float[Tensor, "batch 3 size size"]
-
-
 class MoMa(DiscreteTokenDecoder):
     """An image tokenizer, and a decoder over text tokens and image codes with experts of each."""
 
@@ -76,9 +70,7 @@ class MoMa(DiscreteTokenDecoder):
         vocabulary = JointVocabulary({TEXT: vocab_size, IMAGE: recipe.tokenizer.codebook_size})
 
         def mlp(modality: str) -> nn.Module:
-            if counts[modality] == 1:
-                return SwiGLU(config.width, config.mlp_dim)
-            return expert_choice.ExpertChoice(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
+            return expert_choice.swiglu_experts(config.width, config.mlp_dim, counts[modality], recipe.router_noise)
 
         block = PostSubLayerNormBlock if recipe.post_norm else DecoderBlock
         language_model = LanguageModel(config, vocabulary.total, tuple(counts), mlp, block)
@@ -116,9 +108,7 @@ class MoMa(DiscreteTokenDecoder):
 class Recipe(ConversationRecipe):
     batch_size: PositiveInt = 32
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-2)
-    language_model: LanguageModelConfig = LanguageModelConfig(
-        vocab_size=1000, num_kv_heads=4, tie_word_embeddings=False
-    )
+    language_model: LanguageModelConfig = LanguageModelConfig(1000, num_kv_heads=4, tie_word_embeddings=False)
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     tile_size: PositiveInt = 64
     """Side of an image in pixels."""
@@ -186,57 +176,38 @@ class Recipe(ConversationRecipe):
     def stages(self) -> tuple[Stage, ...]:
         tokenizer, main, routers = self.stage_fractions
         single = self.upcycling_fraction * main
+        batch, losses = "image_batch", "tokenizer_losses"
         stages = [
-            Stage(
-                "tokenizer", tokenizer, ("image_tokenizer.*",), {}, 0.3, batch="image_batch", losses="tokenizer_losses"
-            ),
+            Stage("tokenizer", tokenizer, ("image_tokenizer.*",), lr_scale=0.3, batch=batch, losses=losses),
             Stage("one expert", single, LEARNED, on_start=expert_choice.use_single_expert),
             Stage("experts", main - single, LEARNED, on_start=expert_choice.upcycle if single else None),
         ]
         if self.selects_tokens:
-            only = {TEXT: 0.0, IMAGE: 0.0}
-            stages.append(
-                Stage("routers", routers, ("*.auxiliary.*",), only, on_start=expert_choice.use_auxiliary_routers)
-            )
+            alone, start = {TEXT: 0.0, IMAGE: 0.0}, expert_choice.use_auxiliary_routers
+            stages.append(Stage("routers", routers, ("*.auxiliary.*",), loss_weights=alone, on_start=start))
         return tuple(stages)
 
     def columns(self) -> Declared:
         return self.conversation(TiledImageColumn(self.tile_size, self.patch_size, 1, self.tile_size))
 
     def build(self, processor: Processor) -> MoMa:
-        form = processor.conversation
-        form.check_fits(self.tokens_per_tile)
-        begin, end = (form.marks[mark][-1] for mark in (IMAGE_START, IMAGE_END))
-        image_format = CodeFormat(begin, end, self.tokens_per_tile)
-        return MoMa(self, processor.tokenizer.vocab_size, image_format, form.end)
+        image_format = CodeFormat.of_images(processor.conversation, self.tokens_per_tile)
+        return MoMa(self, processor.tokenizer.vocab_size, image_format, processor.conversation.end)
 
     def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Images for the tokenizer: of the examples, or one of each document that has any."""
-        images = []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            figures = [part for part in _parts(example) or () if not isinstance(part, str)]
-            images += [example[IMAGE]] if IMAGE in example else [choice(figures, rng)] if figures else []
-        blank = np.full((self.tile_size, self.tile_size, 3), 255, np.uint8)
-        cells = [processor.image.patchify_tiles(image, 1) for image in images or [blank]]
-        return {"image": unpatchify(torch.stack(cells), self.patch_size)}
+        return {"image": processor.image.single_tiles(sample_images(examples, example_rng))}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Packed documents: the examples' own, or an image and one of its captions in either order."""
-        documents = []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            parts = _parts(example)
-            if parts is None:
-                parts = [choice(example["text"], rng).text, example[IMAGE]][:: 1 if rng.random() < 0.5 else -1]
-            documents.append(processor.conversation.document(parts))
-        return {"sequences": processor.conversation.pack(documents)}
+        form, each = processor.conversation, zip(examples, example_rng.generators, strict=True)
+        return {"sequences": form.pack([form.document(sample_document(*one)) for one in each])}
 
     @classmethod
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=300, context_length=96, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=32
-            ),
+            language_model=LanguageModelConfig(300, 96, width=16, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=32),
             tokenizer=ImageTokenizerConfig(codebook_size=16, codebook_dim=4, width=16),
             tile_size=32,
             patch_size=16,
@@ -252,17 +223,9 @@ class Recipe(ConversationRecipe):
         SwiGLU's 5504 hidden channels give the sizes of the table's 8192 of an MLP without gate. 1T tokens are 159k
         steps of 6.3M tokens, of which 4k warm up and 10k train one expert. Adam's constants are Chameleon's.
         """
+        size: dict[str, Any] = {"width": 2048, "depth": 24, "num_heads": 16, "num_kv_heads": 16, "mlp_dim": 5504}
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=65_536 - 8192,
-                context_length=4096,
-                width=2048,
-                depth=24,
-                num_heads=16,
-                num_kv_heads=16,
-                mlp_dim=5504,
-                tie_word_embeddings=False,
-            ),
+            language_model=LanguageModelConfig(65_536 - 8192, 4096, **size, tie_word_embeddings=False),
             tokenizer=ImageTokenizerConfig(codebook_size=8192, codebook_dim=256, width=128),
             tile_size=512,
             patch_size=16,
@@ -275,10 +238,3 @@ class Recipe(ConversationRecipe):
                 1e-4, betas=(0.9, 0.95), eps=1e-5, lr_scheduler="linear", min_lr_ratio=0.01, warmup_ratio=0.025
             ),
         )
-
-
-def _parts(example: Example) -> list[Any] | None:
-    """Return texts and images of a document, or of a conversation, in reading order; None where there is neither."""
-    if MESSAGES in example:
-        return [part for message in example[MESSAGES] for part in message.parts]
-    return example.get(DOCUMENT)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import AtLeastTwo, PositiveFloat, PositiveInt, UnitInterval
@@ -23,10 +22,9 @@ from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX
-from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, augment, may_flip
-from polymodal.modalities.text import Tokens
+from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, may_flip
 from polymodal.modalities.text_augmentation import without_words
-from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
+from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel, ImageTextBatch
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
@@ -36,13 +34,6 @@ from polymodal.types import Example
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
 SMALL_IMAGE = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
 SMALL_TEXT = TextEncoderConfig(width=128)
-
-
-class ImageTextBatch(TypedDict):
-    """Pairs of an image and a caption."""
-
-    image: Float[Tensor, "batch 3 size size"]
-    text: Tokens
 
 
 class DualEncoder(DualEncoderModel):
@@ -160,10 +151,9 @@ class DualEncoderRecipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
         """One augmented view of each image and one of its captions."""
-        pixels = processor.image.pixels([example["image"] for example in examples])
-        pixels = augment(pixels, self.augmentation, example_rng, may_flip([example["text"] for example in examples]))
-        captions = self.sample_captions(examples, processor.text, example_rng)
-        return {"image": processor.image.normalize(pixels), "text": processor.text(captions)}
+        images, flip = [example["image"] for example in examples], may_flip([example["text"] for example in examples])
+        (image,) = processor.image.views(images, [self.augmentation], example_rng, flip)
+        return {"image": image, "text": processor.text(self.sample_captions(examples, processor.text, example_rng))}
 
     def sample_captions(self, examples: list[Example], text: TextColumn, example_rng: ExampleRNG) -> list[str]:
         """One of the captions of each, without some of its words."""

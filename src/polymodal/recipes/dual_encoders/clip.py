@@ -47,11 +47,8 @@ class Recipe(DualEncoderRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/32 (tables 18 to 20 of the paper): 151,277,313 parameters, 32 epochs of 400 million pairs."""
-        towers = clip("ViT-B/32")
         return cls(
-            image=towers.image,
-            text=towers.text,
-            embed_dim=towers.embed_dim,
+            **clip("ViT-B/32")._asdict(),
             # A random square crop is the only augmentation (section 2.4); its area here is that of open_clip.
             augmentation=ImageAugmentation(scale=(0.9, 1.0)),
             word_dropout=0.0,

@@ -212,11 +212,8 @@ class Recipe(DualEncoderRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """CLIP ViT-B/32 on newspapers (README and default arguments of the released code): 151,277,313 parameters."""
-        towers = clip("ViT-B/32")
         return cls(
-            image=towers.image,
-            text=towers.text,
-            embed_dim=512,
+            **clip("ViT-B/32")._asdict(),
             augmentation=NONE,
             batch_size=153,
             supervised_lr_scale=5e-9 / 5e-6,

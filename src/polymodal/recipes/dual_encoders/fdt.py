@@ -210,11 +210,8 @@ class Recipe(DualEncoderRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/32 on CC3M (example/clip_fdt/config_cc3m.yaml of the released code), 32 epochs or 86,560 steps."""
-        towers = clip("ViT-B/32")
         return cls(
-            image=towers.image,
-            text=towers.text,
-            embed_dim=512,
+            **clip("ViT-B/32")._asdict(),
             num_discrete_tokens=16384,
             temperature=1000.0,
             padding_votes="zero",

@@ -3,8 +3,7 @@
 Dual encoders embed an image with a text by fusing two finished vectors. Here a frozen tokenizer turns the image into
 codes, text tokens of the same vocabulary follow, and one bidirectional transformer encodes the joint sequence, so that
 both interact in every layer; the end token is the embedding. Left and right sides of pairs (caption, transformation,
-region, question) are compared by the sigmoid loss, and masked tokens of both modalities are predicted in the same
-forward pass. `--fusion sum` and `--fusion module` are the paper's baselines: a ViT and a text transformer, fused late.
+region, question) are compared by the sigmoid loss; masked tokens of both modalities are predicted in the same pass.
 
 Differs from the paper in: the image tokenizer is a VQ-VAE with a code for each patch, which is trained first, not
 TiTok with 128 codes of the whole image; every image has as many pairs in a batch, one of them its caption, where the
@@ -22,9 +21,8 @@ evaluation.tasks.composed_retrieval.region_scores, cc3m-aug = modalities.image_t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,16 +32,15 @@ from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.questions import QuestionsColumn
 from polymodal.data.columns.regions import RegionsColumn
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.composed_pairs import InstructionTokenizer, group_of, masked_sides, transformation_pairs
+from polymodal.data.composed_pairs import InstructionTokenizer, masked_sides, sample_groups, transformed
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
+from polymodal.encoders.image_tokenizer import ImageTokenizerConfig, TokenizerBatch
 from polymodal.encoders.text import TextEncoder, TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.layers.transformer import eos_index, select_rows
 from polymodal.modalities.text import Tokens, bos_eos
-from polymodal.models.joint_vocabulary import JointVocabulary, codes_before_text, joined, values_of_sides
+from polymodal.models.joint_vocabulary import JointVocabulary, codes_before_text, mask_of_sides, values_of_sides
 from polymodal.models.late_fusion import FusionModule, LateFusion, PairBatch, PairEncoder, SidesBatch
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.rng import ExampleRNG
@@ -65,24 +62,19 @@ paper = Paper(
 TEXT, IMAGE = "text", "image"
 
 
-class UnpairedImageBatch(TypedDict):
-    image: Float[Tensor, "batch 3 size size"]
-
-
 class FuseLIP(PairEncoder):
     """Image tokenizer, and a bidirectional transformer over one vocabulary of text tokens and image codes."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, marks: tuple[int, int]):
         """vocab_size: of text. The mask token is the last entry of text."""
         super().__init__(marks, recipe.logit_scale_init, recipe.logit_bias_init)
-        self.recipe = recipe
+        self.recipe, self.mask_id = recipe, vocab_size
         self.tokenizer = recipe.tokenizer.build(recipe.patch_size)
         self.vocabulary = JointVocabulary({TEXT: vocab_size + 1, IMAGE: recipe.tokenizer.codebook_size})
-        self.mask_id = vocab_size
         self.encoder = TextEncoder(recipe.tower(recipe.context_length), self.vocabulary.total)
         self.mlm_head = MaskedLMHead(recipe.width, self.vocabulary.total) if recipe.mlm_probability else None
 
-    def tokenizer_losses(self, batch: UnpairedImageBatch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: TokenizerBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
 
@@ -90,8 +82,7 @@ class FuseLIP(PairEncoder):
         """Joint sequences; where one is longer than the context, the end token is its last."""
         text, has_image, codes = batch["text"], batch["has_image"], batch["text"].ids[:, :0]
         if len(batch["image"]):
-            entries = self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"]))
-            codes = values_of_sides(entries, has_image)
+            codes = values_of_sides(self.vocabulary.encode(IMAGE, self.tokenizer.encode(batch["image"])), has_image)
         return codes_before_text(codes, text, has_image, self.recipe.context_length)
 
     def encode_sides(self, batch: SidesBatch) -> Float[Tensor, "sides dim"]:
@@ -101,16 +92,12 @@ class FuseLIP(PairEncoder):
     def losses(self, batch: PairBatch) -> dict[str, Tensor]:
         """sigmoid: of left and right sides. mmm: cross-entropy of masked tokens, of left plus of right sides."""
         if self.mlm_head is None:
-            return {"sigmoid": self.contrast(self.encode_sides(batch))}
-        tokens, has_image = self.sequences(batch), batch["has_image"]
-        masked_codes = values_of_sides(batch["masked_codes"], has_image)
-        mask = joined(masked_codes, batch["masked_text"], has_image)[:, : tokens.ids.shape[1]]
-        position = torch.arange(tokens.ids.shape[1], device=mask.device)
-        mask &= position < tokens.lengths[:, None] - 1  # never the end token, nor padding
-        masked = Tokens(tokens.ids.masked_fill(mask, self.mask_id), tokens.lengths)
-        x, packing = self.encoder.hidden_states(masked)
+            return self.contrastive_losses(batch)
+        tokens = self.sequences(batch)
+        mask = mask_of_sides(batch["masked_codes"], batch["masked_text"], batch["has_image"], tokens)
+        x, packing = self.encoder.hidden_states(Tokens(tokens.ids.masked_fill(mask, self.mask_id), tokens.lengths))
         # The same forward pass gives the embedding of the masked input, and before the last norm the predictions.
-        sides = F.normalize(self.encoder.norm_post(select_rows(x, eos_index(packing))), dim=-1)
+        sides = F.normalize(self.encoder.pooled_states(x, packing), dim=-1)
         is_masked, targets = packing.pack(mask), packing.pack(tokens.ids)
         is_left = packing.indices < len(mask) // 2 * mask.shape[1]
         embedding, mmm = self.encoder.embedding.weight, x.new_zeros(())
@@ -122,10 +109,7 @@ class FuseLIP(PairEncoder):
 class TwoTowers(LateFusion):
     """The paper's baselines: a ViT and a text transformer, fused by a sum or by a module."""
 
-    @whole_batch
-    def losses(self, batch: SidesBatch) -> dict[str, Tensor]:
-        """sigmoid: of left and right sides."""
-        return {"sigmoid": self.contrast(self.encode_sides(batch))}
+    losses = whole_batch(LateFusion.contrastive_losses)
 
 
 @dataclass(frozen=True)
@@ -206,9 +190,7 @@ class Recipe(TrainingRecipe):
         }
 
     def build(self, processor: Processor) -> PairEncoder:
-        vocab_size = processor.tokenizer.vocab_size
-        with torch.device("cpu"):  # ids are read where modules are built without memory, too
-            marks = bos_eos(processor.tokenizer)
+        vocab_size, marks = processor.tokenizer.vocab_size, bos_eos(processor.tokenizer)
         if self.fusion == "early":
             return FuseLIP(self, vocab_size, marks)
         image = ImageEncoderConfig(self.image_size, self.patch_size, self.width, self.depth, self.num_heads).build()
@@ -216,24 +198,18 @@ class Recipe(TrainingRecipe):
         text = self.tower(self.context_length).build(vocab_size)
         return TwoTowers(image, text, module, marks, self.logit_scale_init, self.logit_bias_init)
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> UnpairedImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TokenizerBatch:
         """Images for the tokenizer, and a transformation of each, as targets are."""
-        images, rngs = [example[IMAGE] for example in examples], example_rng.generators
-        made = [transformation_pairs(*one)[0].right.image for one in zip(images, [1] * len(images), rngs, strict=True)]
-        return {"image": processor.image([*images, *made])}
+        images = [example[IMAGE] for example in examples]
+        return {"image": processor.image([*images, *transformed(images, example_rng)])}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairBatch:
         """The pairs of all images, left sides before right ones, with the tokens that are masked."""
-        pairs = []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            caption = processor.text.sample_caption(example[TEXT], rng)
-            regions, questions = example.get("regions", ()), example.get("questions", ())
-            pairs += group_of(example[IMAGE], caption, regions, questions, self.pairs_per_image, rng)
+        pairs = sample_groups(examples, processor, self.pairs_per_image, example_rng)
         return masked_sides(pairs, processor, self.codes_per_image, self.mlm_probability, example_rng)
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         return cls(
             patch_size=16,
             tokenizer=ImageTokenizerConfig(codebook_size=16, codebook_dim=4, width=16),
@@ -260,7 +236,5 @@ class Recipe(TrainingRecipe):
             depth=12,
             num_heads=8,
             batch_size=512,
-            optimizer=OptimizerConfig(
-                learning_rate=1e-3, weight_decay=1.0, betas=(0.9, 0.98), eps=1e-8, warmup_ratio=0.2, max_grad_norm=1.0
-            ),
+            optimizer=OptimizerConfig(1e-3, 1.0, (0.9, 0.98), eps=1e-8, warmup_ratio=0.2, max_grad_norm=1.0),
         )

@@ -8,7 +8,7 @@ convolutional image encoders are left out; its dropout is on the input of blocks
 Its stop words are the longer list of NLTK, and its vision transformer has no norm before the blocks.
 
 The released code's z come from image_projection and text_projection, h from local_projectors, v from ssl_projectors
-and p from ssl_predictors; the losses are in `_multi_view.py`.
+and p from ssl_predictors; the losses are in `objectives/multi_view.py`.
 
 Terms: CL2L loss = losses.contrastive, SiamLIP = losses.siamlip, BYOLIP = losses.byolip, BarLIP = losses.barlip,
 SwALIP = losses.swalip.
@@ -26,21 +26,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
-from polymodal.corpora._wordnet import wordnet
+from polymodal.data.augmented_captions import augmented_captions
 from polymodal.data.processor import Processor
-from polymodal.encoders.encoder import Encoder
-from polymodal.encoders.presets import vit
-from polymodal.encoders.text import TextEncoderConfig
+from polymodal.encoders.encoder import each_view, pooled_views
+from polymodal.encoders.presets import clip
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
-from polymodal.layers.projection_head import ProjectionHead
-from polymodal.layers.transformer import without_dropout
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment, may_flip
+from polymodal.layers.projection_head import projection_heads
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, may_flip
 from polymodal.modalities.text import Tokens
-from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, without_stop_words
+from polymodal.modalities.text_augmentation import TextAugmentation, without_stop_words
+from polymodal.objectives.multi_view import Views, barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
-from polymodal.recipes.dual_encoders._multi_view import Views, barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
@@ -72,14 +70,14 @@ class ImprovedCLIP(DualEncoder):
         widths = {"image": recipe.image.width, "text": recipe.text.width}
         if recipe.num_strong_views and recipe.separate_projectors:
             sizes = [recipe.projector_hidden_dim] * 2 + [recipe.embed_dim]
-            self.local_projectors = _heads(widths, sizes, bias=True)
+            self.local_projectors = projection_heads(widths, sizes, bias=True)
             self.local_logit_scale = LogitScale(1 / 0.1)
         mlp_dim, out = recipe.ssl_hidden_dim, recipe.ssl_output_dim
         if recipe.ssl_loss == "barlip":
-            self.ssl_projectors = _heads(widths, [mlp_dim, mlp_dim, out], last_norm=True)
+            self.ssl_projectors = projection_heads(widths, [mlp_dim, mlp_dim, out], last_norm=True)
         elif recipe.ssl_loss in ("siamlip", "byolip"):
-            self.ssl_projectors = _heads(widths, [mlp_dim, out], last_norm=True, last_norm_affine=False)
-            self.ssl_predictors = _heads(dict.fromkeys(widths, out), [mlp_dim, out], bias=True)
+            self.ssl_projectors = projection_heads(widths, [mlp_dim, out], last_norm=True, last_norm_affine=False)
+            self.ssl_predictors = projection_heads(dict.fromkeys(widths, out), [mlp_dim, out], bias=True)
         if recipe.ssl_loss == "byolip":
             online: dict[str, nn.Module] = {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder}
             online |= {f"{m}_projector": self.ssl_projectors[m] for m in widths}
@@ -91,18 +89,10 @@ class ImprovedCLIP(DualEncoder):
         if self.recipe.ssl_loss == "byolip":
             self.teacher.update(self.recipe.ema_momentum)
 
-    def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
-        """L2-normalized embeddings by the projector that is evaluated, z or h."""
-        if self.recipe.eval_projector == "z":
-            return super().encode_modality(name, value)
-        return self._local(name, self._parts(name)[0].pooled(value))
-
-    def encode_patches(self, image: Any) -> Float[Tensor, "batch patches dim"]:
-        """L2-normalized embeddings of patches, by the projector that is evaluated."""
-        if self.recipe.eval_projector == "z":
-            return super().encode_patches(image)
-        patches = self.image_encoder(image)[0]
-        return self._local("image", patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+    def _parts(self, name: str) -> tuple[Any, nn.Module]:
+        """The encoder of a modality, and the projector that is evaluated, z or h."""
+        encoder, projection = super()._parts(name)
+        return encoder, projection if self.recipe.eval_projector == "z" else self._local_projector(name)
 
     def logits(self, a: Float[Tensor, "rows dim"], b: Float[Tensor, "columns dim"]) -> Float[Tensor, "rows columns"]:
         """Similarities, scaled by the temperature of the projector that is evaluated."""
@@ -118,8 +108,8 @@ class ImprovedCLIP(DualEncoder):
     def losses(self, batch: MultiViewBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """contrastive: the CL2L loss; and the added loss, if any, with its weight."""
         recipe = self.recipe
-        images = _views(self.image_encoder, batch["image"], batch.get("local_image"))
-        texts = _views(self.text_encoder, batch["text"], batch.get("local_text"))
+        images = pooled_views(self.image_encoder, batch["image"], batch.get("local_image"))
+        texts = pooled_views(self.text_encoder, batch["text"], batch.get("local_text"))
         z_image = F.normalize(self.image_projection(images[0]), dim=-1)
         z_text = F.normalize(self.text_projection(texts[0]), dim=-1)
         h = ([self._local("image", view) for view in images[1:]], [self._local("text", view) for view in texts[1:]])
@@ -131,9 +121,11 @@ class ImprovedCLIP(DualEncoder):
             losses[recipe.ssl_loss] = recipe.ssl_loss_weight * self._ssl_loss(images, texts, batch)
         return losses
 
+    def _local_projector(self, modality: str) -> nn.Module:
+        return self.local_projectors[modality] if self._separate else super()._parts(modality)[1]
+
     def _local(self, modality: str, feature: Tensor) -> Float[Tensor, "batch dim"]:
-        shared = {"image": self.image_projection, "text": self.text_projection}
-        return F.normalize((self.local_projectors if self._separate else shared)[modality](feature), dim=-1)
+        return F.normalize(self._local_projector(modality)(feature), dim=-1)
 
     @property
     def _separate(self) -> bool:
@@ -145,34 +137,16 @@ class ImprovedCLIP(DualEncoder):
 
     def _ssl_loss(self, images: Views, texts: Views, batch: MultiViewBatch) -> Tensor:
         # Batch norms see one view at a time.
-        v = _each(self.ssl_projectors["image"], images), _each(self.ssl_projectors["text"], texts)
+        v = each_view(self.ssl_projectors["image"], images), each_view(self.ssl_projectors["text"], texts)
         if self.recipe.ssl_loss == "barlip":
             return barlip_loss(v)
-        p = _each(self.ssl_predictors["image"], v[0]), _each(self.ssl_predictors["text"], v[1])
+        p = each_view(self.ssl_predictors["image"], v[0]), each_view(self.ssl_predictors["text"], v[1])
         if self.recipe.ssl_loss == "byolip":
             with self.teacher.momentum_forward():
-                images = _views(self.teacher["image_encoder"], batch["image"], batch.get("local_image"))
-                texts = _views(self.teacher["text_encoder"], batch["text"], batch.get("local_text"))
-                v = _each(self.teacher["image_projector"], images), _each(self.teacher["text_projector"], texts)
+                images = pooled_views(self.teacher["image_encoder"], batch["image"], batch.get("local_image"))
+                texts = pooled_views(self.teacher["text_encoder"], batch["text"], batch.get("local_text"))
+                v = each_view(self.teacher["image_projector"], images), each_view(self.teacher["text_projector"], texts)
         return siamlip_loss(p, v)
-
-
-def _heads(widths: dict[str, int], sizes: list[int], **options: Any) -> nn.ModuleDict:
-    """A projection head per modality. widths: of their inputs."""
-    return nn.ModuleDict({m: ProjectionHead([width, *sizes], **options) for m, width in widths.items()})
-
-
-def _each(module: nn.Module, views: Views) -> list[Tensor]:
-    return [module(view) for view in views]
-
-
-def _views(encoder: Encoder, global_view: Any, local_views: Any) -> list[Float[Tensor, "batch width"]]:
-    """Pooled features of the global view, without dropout, and of the local ones, with it."""
-    with without_dropout(encoder):
-        views = [encoder.pooled(global_view)]
-    if local_views is not None:
-        views += encoder.pooled(local_views).split(len(views[0]))
-    return views
 
 
 @dataclass(frozen=True)
@@ -225,25 +199,18 @@ class Recipe(DualEncoderRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MultiViewBatch:
         """image, text: the global views; local_image, local_text: K local ones, one after the other along the batch."""
-        pixels = processor.image.pixels([example["image"] for example in examples])
-        each = list(zip(examples, example_rng.generators, strict=True))
-        flip = may_flip([example["text"] for example in examples])
-        image = augment(pixels, self.augmentation, example_rng, flip)
+        images, flip = [example["image"] for example in examples], may_flip([example["text"] for example in examples])
+        strong = [self.strong_augmentation] * self.num_strong_views
+        image, *local_images = processor.image.views(images, [self.augmentation, *strong], example_rng, flip)
         texts = self.sample_captions(examples, processor.text, example_rng)
         if self.weak_stop_words:
             pairs = zip(texts, example_rng.generators, strict=True)
             texts = [without_stop_words(text, self.weak_stop_words, rng) for text, rng in pairs]
-        batch: MultiViewBatch = {"image": processor.image.normalize(image), "text": processor.text(texts)}
-        views, texts = [], []
-        for _ in range(self.num_strong_views):
-            views.append(augment(pixels, self.strong_augmentation, example_rng, flip))
-            texts += [
-                augment_text(processor.text.sample_caption(e["text"], rng), self.text_augmentation, rng, _synonyms)
-                for e, rng in each
-            ]
-        if views:
-            batch["local_image"] = processor.image.normalize(torch.cat(views))
-            batch["local_text"] = processor.text(texts)
+        batch: MultiViewBatch = {"image": image, "text": processor.text(texts)}
+        if local_images:
+            count, words = self.num_strong_views, self.text_augmentation
+            batch["local_image"] = torch.cat(local_images)
+            batch["local_text"] = processor.text(augmented_captions(examples, processor, words, example_rng, count))
         return batch
 
     @classmethod
@@ -253,11 +220,10 @@ class Recipe(DualEncoderRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """ViT-B/16 on YFCC15M (repro_exps.txt, main.py and models.py of the released code), 32 epochs."""
+        towers = clip("ViT-B/16")
         return cls(
-            image=vit("B", 16),
-            text=TextEncoderConfig(
-                49408, context_length=77, width=512, depth=12, num_heads=8, causal=True, pool_type="eos"
-            ),
+            image=towers.image,
+            text=towers.text,
             embed_dim=256,
             augmentation=ImageAugmentation(scale=(0.5, 1.0)),
             text_augmentation=TextAugmentation(synonym_weight=0.4),
@@ -271,10 +237,3 @@ class Recipe(DualEncoderRecipe):
             projector_hidden_dim=4096,
             ssl_hidden_dim=2048,
         )
-
-
-def _synonyms(word: str) -> list[str]:
-    """Synonyms of a noun in its most frequent sense. Raises UserError without npm or network."""
-    database = wordnet("--text-augmentation.synonym-weight")
-    noun = database.noun(word.lower())
-    return [] if noun is None else [synonym.replace("_", " ") for synonym in database.synonyms(noun)]

@@ -29,7 +29,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,15 +44,13 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import clip
 from polymodal.encoders.text_similarity import text_similarity
 from polymodal.errors import UserError
-from polymodal.modalities.image_augmentation import center_crop, random_crop, random_crops
+from polymodal.modalities.image_augmentation import center_crop, random_crop
 from polymodal.modalities.text import Tokens, text_ids
 from polymodal.modalities.text_augmentation import without_words
 from polymodal.models.dual_encoder import TokenEmbeddings
-from polymodal.models.score_adapters import RatedBatch, ScoreAdapters
+from polymodal.models.score_adapters import PromptedScorer, RatedBatch
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.multi_positive import multi_positive_info_nce
-from polymodal.objectives.reduction import mean_over
-from polymodal.objectives.regression import masked_mse
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
@@ -77,18 +74,13 @@ class RatedTextBatch(ImageTextBatch):
     text_ids: Float[Tensor, " batch"]
 
 
-class UniQA(DualEncoder):
+class UniQA(PromptedScorer, DualEncoder):
     """adapters: for each score, the residual adapter and the levels of the prompts."""
-
-    prompt_ids: Tensor
-    prompt_lengths: Tensor
 
     def __init__(self, recipe: Recipe, prompts: Tokens, vocabulary: int, scores: Sequence[str]):
         super().__init__(recipe, vocabulary)
-        self.recipe, self.scores, self.special_tokens = recipe, tuple(scores), prompts.special_tokens
-        self.register_buffer("prompt_ids", prompts.ids, persistent=False)
-        self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
-        self.adapters = ScoreAdapters(len(scores), recipe.embed_dim, len(QUALITY_LEVELS))
+        self.recipe = recipe
+        self.add_adapters(prompts, scores, len(QUALITY_LEVELS), recipe.image.image_size, recipe.num_crops)
 
     def encode_modality(self, name: str, value: Any) -> Float[Tensor, "batch dim"]:
         """Encode a modality; of images that are larger than a crop, the center."""
@@ -115,32 +107,6 @@ class UniQA(DualEncoder):
     @two_halves("encode", "contrastive_losses")
     def losses(self, batch: RatedTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         return self.contrastive_losses(self.encode(batch))
-
-    @mean_over("score_counts")
-    def score_losses(self, batch: RatedBatch) -> dict[str, Tensor]:
-        """mse_NAME: mean squared error of each score, over the images that have it."""
-        predicted, scores = self._scores(batch["image"], trained=True), batch["scores"]
-        return {f"mse_{name}": masked_mse(predicted[:, n], scores[:, n]) for n, name in enumerate(self.scores)}
-
-    def score_counts(self, batch: RatedBatch) -> dict[str, Tensor]:
-        return {f"mse_{name}": (~batch["scores"][:, n].isnan()).sum() for n, name in enumerate(self.scores)}
-
-    def predict_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
-        """Return scores, 0 to 1: of each image, the mean over crops at random places."""
-        return self._mean_scores(batch["image"], trained=True)
-
-    def zero_shot_scores(self, batch: ImageTextBatch) -> Float[Tensor, "batch scores"]:
-        """Return scores without adapter, of the levels before training; equal for all scores."""
-        return self._mean_scores(batch["image"], trained=False)
-
-    def _mean_scores(self, image: Tensor, trained: bool) -> Float[Tensor, "batch scores"]:
-        crops = random_crops(image, self.recipe.image.image_size, self.recipe.num_crops)
-        return torch.stack([self._scores(crop, trained) for crop in crops]).mean(0)
-
-    def _scores(self, crop: Float[Tensor, "batch 3 size size"], trained: bool) -> Float[Tensor, "batch scores"]:
-        features = self.image_projection(self.image_encoder.pooled(crop))
-        prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
-        return self.adapters(features, prompts, self.logit_scale(), trained)
 
 
 @dataclass(frozen=True)
@@ -252,14 +218,11 @@ class Recipe(DualEncoderRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """5 epochs of pre-training, 50 of the adapter (KonIQ: 20) in batches of 8 (train_clip, options/train)."""
-        towers = clip("ViT-B/16")
         return cls(
-            **{name: getattr(towers, name) for name in ("image", "text", "embed_dim")},
+            **clip("ViT-B/16")._asdict(),
             load_size=384,
             equal_texts_match=False,
             batch_size=196,
             adapter_lr_scale=40.0,  # 2e-4
-            optimizer=OptimizerConfig(
-                learning_rate=5e-6, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6, warmup_ratio=0.0, max_grad_norm=0.0
-            ),
+            optimizer=OptimizerConfig(5e-6, 0.2, (0.9, 0.98), eps=1e-6, warmup_ratio=0.0, max_grad_norm=0.0),
         )

@@ -15,39 +15,28 @@ positions of words, whose frequencies but the first the released code rounds to 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.expressions import (
-    CaptionsOrExpressionsColumn,
-    ExpressionsColumn,
-    ReferringExpression,
-    only_several_objects,
-)
+from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn, check_single_objects
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.text import LearnedTokenizer
-from polymodal.data.instructions import choice
-from polymodal.data.masked_input import mask_tokens
-from polymodal.data.masks import expand_content, mask_random
 from polymodal.data.processor import Declared, Processor
-from polymodal.data.video_text import sample_captions
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.detection import BoxHead, DETRDecoder, TextGuidedQueries
-from polymodal.layers.positions import sine_positions_2d
-from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy
+from polymodal.layers.positions import SinePositions2D
+from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.scale_jitter import jitter_batch
 from polymodal.modalities.text import Tokens
-from polymodal.models.multiway_pretraining import CaptionBatch, MultiwayPretraining
-from polymodal.objectives.detection import OBJECT, detection_loss, matched_targets
+from polymodal.models.dual_encoder import ImageTextBatch
+from polymodal.models.multiway_pretraining import CaptionBatch, MultiwayPretraining, caption_batch
+from polymodal.objectives.detection import Detections, deep_supervision_loss, detection_loss, matched_targets
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
@@ -68,12 +57,7 @@ Queries = Float[Tensor, "batch queries dim"]
 TOKEN_WEIGHT = 2.0  # of the token branch's loss with the ground truth, beside 1 for the other two (released code)
 
 
-class ImageWithTextBatch(TypedDict):
-    image: Float[Tensor, "batch 3 size size"]
-    text: Tokens
-
-
-class GroundingBatch(ImageWithTextBatch):
+class GroundingBatch(ImageTextBatch):
     """text: referring expressions. expressions: the boxes of the objects that each refers to."""
 
     expressions: PaddedBoxes
@@ -82,22 +66,16 @@ class GroundingBatch(ImageWithTextBatch):
 class SimVG(MultiwayPretraining):
     """The encoder with its pre-training heads, and the two branches."""
 
-    patch_positions: Tensor
-
     def __init__(self, recipe: Recipe, vocab_size: int):
         width, dim = recipe.encoder.width, recipe.embed_dim
-        super().__init__(recipe.encoder, vocab_size, dim)
+        super().__init__(recipe.encoder, vocab_size, dim, joint=recipe.fusion == "encoder")
         self.recipe, self.num_queries = recipe, recipe.num_queries
-        self.joint = recipe.fusion == "encoder"
         self.memory_projection, self.word_projection, self.object_projection = (nn.Linear(width, dim) for _ in range(3))
         heads, dropout = recipe.decoder_attention_heads, recipe.dropout
         self.tqg = TextGuidedQueries(dim, recipe.num_queries, heads, dropout)
         self.decoder = DETRDecoder(dim, recipe.decoder_layers, heads, recipe.decoder_ffn_dim, dropout)
-        self.decoder_head = BoxHead(dim)
-        self.token = nn.Linear(dim, dim)
-        self.token_head = BoxHead(dim)
-        positions = sine_positions_2d(recipe.encoder.grid, dim, 2 * math.pi)
-        self.register_buffer("patch_positions", positions, persistent=False)
+        self.decoder_head, self.token, self.token_head = BoxHead(dim), nn.Linear(dim, dim), BoxHead(dim)
+        self.patch_positions = SinePositions2D(recipe.encoder.grid, dim)
 
     def queries(
         self, image: Float[Tensor, "batch 3 size size"], text: Tokens
@@ -116,35 +94,25 @@ class SimVG(MultiwayPretraining):
         ground_truth = TOKEN_WEIGHT * detection_loss(logits, boxes, targets)
         if distill_type == "none":
             return {"token_branch": ground_truth}
-        each_logits, each_boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions))
-        # Deep supervision: a loss after every layer of the decoder.
-        layers = [detection_loss(*layer, targets=targets) for layer in zip(each_logits, each_boxes, strict=True)]
+        each_logits, each_boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions()))
         teacher, quality = matched_targets(each_logits[-1], each_boxes[-1], targets)
         weight = quality if distill_type == "dynamic" else 0.5
         return {
-            "decoder_branch": torch.stack(layers).sum(),
+            "decoder_branch": deep_supervision_loss(each_logits, each_boxes, targets),
             "token_branch": (1 - weight) * ground_truth,
             "distillation": weight * detection_loss(logits, boxes, teacher),
         }
 
-    def predict_boxes(
-        self, batch: ImageWithTextBatch
-    ) -> dict[str, tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries"]]]:
+    def predict_boxes(self, batch: ImageTextBatch) -> dict[str, Detections]:
         """Return xyxy boxes and the probability that they are of an object, by both branches."""
         query, object_query, memory = self.queries(batch["image"], batch["text"])
-        found = {"token": self.token_head(self.token(object_query))}
+        predicted = {"token": Detections.of(*self.token_head(self.token(object_query)))}
         if self.recipe.distill_type != "none":
-            logits, boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions))
-            found["decoder"] = (logits[-1], boxes[-1])
-        return {
-            branch: (cxcywh_to_xyxy(boxes).clamp(0, 1), logits.softmax(-1)[..., OBJECT])
-            for branch, (logits, boxes) in found.items()
-        }
+            logits, boxes = self.decoder_head(self.decoder(query, memory, self.patch_positions()))
+            predicted["decoder"] = Detections.of(logits[-1], boxes[-1])
+        return predicted
 
-    @whole_batch
-    def caption_losses(self, batch: CaptionBatch) -> dict[str, Tensor]:
-        """ITC and MLM."""
-        return self.pretraining_losses(batch, self.joint)
+    caption_losses = whole_batch(MultiwayPretraining.caption_losses)  # ITC and MLM
 
 
 @dataclass(frozen=True)
@@ -198,8 +166,8 @@ class Recipe(TrainingRecipe):
 
     def stages(self) -> tuple[Stage, ...]:
         captions, warmup = self.caption_fraction, self.decoder_warmup_fraction
-        decoder_alone, lr_scales = {"token_branch": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_lr_scale}
         itc = {"itc": self.itc_weight}
+        decoder_alone, lr_scales = {"token_branch": 0.0, "distillation": 0.0}, {"encoder.*": self.encoder_lr_scale}
         return (
             Stage("captions", captions, loss_weights=itc, batch="caption_batch", losses="caption_losses"),
             Stage("decoder", warmup, loss_weights=decoder_alone, lr_scales=lr_scales),
@@ -216,45 +184,30 @@ class Recipe(TrainingRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise UserError for one query and a corpus without expressions for one object."""
-        if self.num_queries == 1 and only_several_objects(corpus):
-            raise UserError(
-                f"No expression of '{corpus.name}' is for one object; let --num-queries be the maximum of boxes."
-            )
+        if self.num_queries == 1:
+            check_single_objects(corpus)
         return [corpus]
 
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.encoder.vocab_size, self.encoder.context_length)
-        return {
-            "image": ImageColumn(self.encoder.image_size, stretch=True),
-            "text": CaptionsOrExpressionsColumn(tokenizer),
-            "expressions": ExpressionsColumn(),
-        }
+        image, text = ImageColumn(self.encoder.image_size, stretch=True), CaptionsOrExpressionsColumn(tokenizer)
+        return {"image": image, "text": text, "expressions": ExpressionsColumn()}
 
     def build(self, processor: Processor) -> SimVG:
         return SimVG(self, processor.text.tokenizer.vocab_size)
 
     def caption_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CaptionBatch:
         """Images, a caption of each, and the caption masked."""
-        text = processor.text(sample_captions(examples, processor, example_rng))
-        mask_id = processor.text.tokenizer.vocab_size
-        mask = expand_content(mask_random((text.lengths - 2).tolist(), self.mlm_probability, example_rng), text)
-        masked = mask_tokens(text, mask, mask_id, example_rng, keep_prob=self.keep_prob, random_prob=0.0)
-        image = processor.image([example["image"] for example in examples])
-        mlm_text = Tokens(masked.ids, text.lengths)
-        return {"image": image, "text": text, "mlm_text": mlm_text, "masked_tokens": masked.mask}
+        return caption_batch(examples, processor, example_rng, self.mlm_probability, self.keep_prob)
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
         """Images, an expression about each, and the boxes of its objects."""
-        chosen = [self._sampled(e["expressions"], rng) for e, rng in zip(examples, example_rng.generators, strict=True)]
+        expressions = [example["expressions"] for example in examples]
+        chosen = processor.expressions.sample(expressions, example_rng, single=self.num_queries == 1)
         image = processor.image([example["image"] for example in examples])
         image, boxes = jitter_batch(image, [one.boxes for one in chosen], self.scale_jitter, example_rng)
         text = processor.text([one.text for one in chosen])
         return {"image": image, "text": text, "expressions": processor.expressions(boxes)}
-
-    def _sampled(self, expressions: list[ReferringExpression], rng: np.random.Generator) -> ReferringExpression:
-        """Sample an expression, of a single object where there is one query."""
-        fitting = [one for one in expressions if self.num_queries > 1 or len(one.boxes) == 1] or expressions
-        return choice(fitting, rng)
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -19,24 +19,22 @@ DropToken = models.vatt.drop_tokens, FAC head = VATTModel.va_to_vt.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.audio import AudioColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.columns.video import VideoColumn
+from polymodal.data.pools import rotated
 from polymodal.data.processor import Declared, Processor, Sparse
+from polymodal.data.video_text import sample_texts
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation, may_flip
-from polymodal.modalities.padding import Padded
-from polymodal.modalities.text import Tokens
-from polymodal.models.vatt import VATTModel
+from polymodal.models.vatt import TripletBatch, VATTModel
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import GradCacheMethod
 from polymodal.training.gradient_harmonization import GradientHarmonizer
@@ -53,43 +51,8 @@ paper = Paper(
 )
 
 
-class TripletBatch(TypedDict):
-    """Triplets. text: `num_texts` of each video, one after the other. has_sound, has_text: False where it is missing;
-    absent where all have it. misaligned: True where the recipe exchanged text or audio."""
-
-    video: Float[Tensor, "batch frames 3 size size"]
-    sound: Padded
-    text: Tokens
-    has_sound: NotRequired[Bool[Tensor, " batch"]]
-    has_text: NotRequired[Bool[Tensor, " batch"]]
-    misaligned: NotRequired[Bool[Tensor, " batch"]]
-
-
-class VATT(GradCacheMethod, VATTModel):
+class VATT(VATTModel, GradCacheMethod):
     """VATT with losses in two halves, so that gradients can be compared by example."""
-
-    def encode(self, batch: TripletBatch) -> dict[str, Tensor]:
-        """Return the features of each triplet, not normalized. `video`, in its space with audio, has both losses."""
-        video = self.encode_video(batch["video"])
-        ones = torch.ones(len(video), device=video.device)
-        return {
-            "video": video,
-            "audio": self.encode_audio(batch["sound"]),
-            "text": self.encode_text(batch["text"]).unflatten(0, (len(video), -1)),
-            "has_audio": batch["has_sound"].to(ones) if "has_sound" in batch else ones,
-            "has_text": batch["has_text"].to(ones) if "has_text" in batch else ones,
-        }
-
-    def contrastive_losses(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return VATTModel.contrastive_losses(self, features)
-
-
-def exchanged(chosen: Bool[Tensor, " batch"]) -> list[int]:
-    """Return the indices of examples, of which the chosen ones are rotated, so that each still occurs once."""
-    indices, places = list(range(len(chosen))), chosen.nonzero().flatten().tolist()
-    for place, other in zip(places, [*places[1:], *places[:1]], strict=True):
-        indices[place] = other
-    return indices
 
 
 @dataclass(frozen=True)
@@ -183,18 +146,14 @@ class Recipe(TrainingRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
         """Sample frames of each clip, augmented alike, its audio and some of its texts; misalign some triplets."""
         uniform = example_rng.uniform()
-        texts = exchanged(uniform < self.mismatch_rate / 2)
-        sounds = exchanged(uniform >= 1 - self.mismatch_rate / 2)
+        texts = rotated(uniform < self.mismatch_rate / 2)
+        sounds = rotated(uniform >= 1 - self.mismatch_rate / 2)
         captions = [example.get("text", []) for example in examples]
-        flip = may_flip(captions)
-        sampled = [
-            [processor.text.sample_caption(own, rng) if own else "" for _ in range(self.num_texts)]
-            for own, rng in zip(captions, example_rng.generators, strict=True)
-        ]
         clips = [example["video"] for example in examples]
+        sampled = sample_texts(captions, processor, example_rng, self.num_texts)
         silence = np.zeros((1, self.num_mel_bins), np.float32)  # of examples without audio, which no loss sees
         batch: TripletBatch = {
-            "video": processor.video.changed(clips, self.augmentation, example_rng, flip),
+            "video": processor.video.changed(clips, self.augmentation, example_rng, may_flip(captions)),
             "sound": processor.sound([examples[n].get("sound", silence) for n in sounds]),
             "text": processor.text([text for n in texts for text in sampled[n]]),
         }

@@ -13,28 +13,27 @@ contrastive block = encoder.contrastive_block, masked-prediction block = encoder
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.audio import FRAMES_PER_SECOND, AudioColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import LearnedTokenizer, TextColumn
-from polymodal.data.masks import mask_spans, mask_time_spans
+from polymodal.data.masks import mask_text_spans, mask_time_spans
 from polymodal.data.pools import pool_of
 from polymodal.data.processor import Declared, Optional, Processor, Sparse
+from polymodal.data.speech_text import POOLS, UnmaskedSpeechText, speech_text_batch
 from polymodal.encoders.speech_text import EncodedSpeech, SpeechTextEncoderConfig, num_output_frames
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities import Audio, Text
 from polymodal.modalities.padding import Padded
-from polymodal.modalities.text import Tokens
-from polymodal.models.speech_recognizer import CTCBatch, SpeechRecognizer, ctc_batch, silence
+from polymodal.models.speech_recognizer import CTCBatch, SpeechRecognizer, ctc_batch
 from polymodal.models.w2v_bert import W2vBertConfig
 from polymodal.objectives.ctc import ctc_loss
 from polymodal.objectives.masked_modeling import masked_lm_loss
@@ -53,19 +52,12 @@ paper = Paper(
     parameters={"*": 0.6e9},  # section 4: the model of 0.6 billion parameters
 )
 
-POOLS = ("speech", "text", "pairs")
 
+class SpeechTextBatch(UnmaskedSpeechText):
+    """The masks of w2v-BERT, of SpanBERT, and of the transcripts in TLM."""
 
-class SpeechTextBatch(TypedDict):
-    """Speech, text, and transcripts. pairs: rows of `sound` with one; where `paired`, their number, is 0, row 0."""
-
-    sound: Padded
     masked_sound: Bool[Tensor, "sounds frames"]
-    text: Tokens
     masked_text: Bool[Tensor, "texts length"]
-    paired: Int[Tensor, ""]
-    pairs: Int[Tensor, " pairs"]
-    transcript: Tokens
     masked_transcript: Bool[Tensor, "pairs characters"]
 
 
@@ -200,41 +192,17 @@ class Recipe(TrainingRecipe):
         return "speech" if pool == "pairs" and cut_off else pool
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SpeechTextBatch:
-        """Collate sounds, texts, which of the sounds have transcripts, and the masks.
-
-        Of what there is none, an empty one without masks stands in: all processes take the same steps.
-        """
+        """Collate sounds, texts, which of the sounds have transcripts, and the masks."""
         pools = [self.pool(example) for example in examples]
-        speech, text, pairs = ([n for n, pool in enumerate(pools) if pool == kind] for kind in POOLS)
-        heard = speech + pairs
-        sound = processor.sound([examples[n]["sound"] for n in heard] or [silence(self.encoder.num_mel_bins)])
-        captions = [
-            processor.text.sample_caption(e["text"], rng) if "text" in e else ""
-            for e, rng in zip(examples, example_rng.generators, strict=True)
-        ]
-        texts, transcripts = (processor.text([captions[n] for n in rows] or [""]) for rows in (text, pairs))
-        masks = [(texts, self.text_mask_ratio, text), (transcripts, self.paired_text_mask_ratio, pairs)]
-        masked_text, masked_transcript = (
-            self._mask_text(tokens, ratio, ExampleRNG(example_rng.seeds[rows])) for tokens, ratio, rows in masks
-        )
-        lengths, rng = num_output_frames(sound.lengths).tolist(), ExampleRNG(example_rng.seeds[heard])
-        masked_sound = mask_time_spans(lengths if heard else [], self.mask_time_prob, self.mask_time_length, rng)
+        batch, rows = speech_text_batch(examples, pools, processor, example_rng, self.encoder.num_mel_bins)
+        sounds, texts, pairs = (ExampleRNG(example_rng.seeds[some]) for some in rows)
+        lengths, span = num_output_frames(batch["sound"].lengths).tolist(), self.mean_span_length
         return {
-            "sound": sound,
-            "masked_sound": masked_sound if heard else torch.zeros(1, lengths[0], dtype=torch.bool),
-            "text": texts,
-            "masked_text": masked_text,
-            "paired": torch.tensor(len(pairs)),
-            "pairs": torch.arange(len(speech), len(heard)) if pairs else torch.zeros(1, dtype=torch.long),
-            "transcript": transcripts,
-            "masked_transcript": masked_transcript,
+            **batch,
+            "masked_sound": mask_time_spans(lengths, self.mask_time_prob, self.mask_time_length, sounds),
+            "masked_text": mask_text_spans(batch["text"], self.text_mask_ratio, texts, span),
+            "masked_transcript": mask_text_spans(batch["transcript"], self.paired_text_mask_ratio, pairs, span),
         }
-
-    def _mask_text(self, text: Tokens, ratio: float, example_rng: ExampleRNG) -> Bool[Tensor, "batch length"]:
-        """Mask spans of characters; nothing of a text that stands in for none."""
-        if not len(example_rng.seeds):
-            return torch.zeros_like(text.ids, dtype=torch.bool)
-        return F.pad(mask_spans((text.lengths - 2).tolist(), ratio, example_rng, self.mean_span_length), (1, 1))
 
     def ctc_finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> CTCBatch:
         """Collate sounds and transcripts of the pairs."""
@@ -244,7 +212,6 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         size = {"num_mel_bins": 20, "width": 16, "shared_depth": 1, "num_heads": 2}
         return cls(
             encoder=SpeechTextEncoderConfig(**size, vocab_size=60, context_length=32),

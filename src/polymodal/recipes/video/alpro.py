@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval, UnitRange
@@ -33,22 +33,19 @@ from polymodal.data.columns.questions import AnswersColumn
 from polymodal.data.columns.regions import EntityRegionsColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.columns.video import SingleFrameColumn, VideoColumn
-from polymodal.data.entities import frequent_nouns
-from polymodal.data.masked_input import mask_tokens
-from polymodal.data.masks import expand_content, mask_random
+from polymodal.data.entities import article_prompts, entity_prompts, frequent_nouns
+from polymodal.data.masked_input import MaskedTexts, mask_texts
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.data.video_text import sample_pairs, sample_questions
+from polymodal.data.video_text import FinetuneBatch, VideoTextBatch, check_pairs, sample_pairs, sample_questions
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
-from polymodal.errors import MissingModality, UserError
+from polymodal.errors import UserError
 from polymodal.layers.projection_head import ProjectionHead
-from polymodal.modalities import Image, Text, Video
 from polymodal.modalities.boxes import boxes_to_patch_mask, keep_patches, mean_over_patches, random_boxes
 from polymodal.modalities.image_augmentation import ImageAugmentation
-from polymodal.modalities.text import Tokens, text_ids
-from polymodal.models.align_before_fuse import AlignBeforeFuse, FinetuneBatch, VideoTextBatch, clips_of
+from polymodal.modalities.text import Tokens
+from polymodal.models.align_before_fuse import AlignBeforeFuse, clips_of
 from polymodal.models.prompted_classifier import PromptedClassifier
-from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.distillation import confident_cross_entropy
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
@@ -69,11 +66,9 @@ paper = Paper(
 METHOD = ("video_*", "text_*", "logit_scale.*", "fusion*", "itm_head.*", "mlm_head.*", "pem_head.*", "answer_head.*")
 
 
-class VideoMLMBatch(VideoTextBatch):
-    """mlm_text: what MLM is given; masked_tokens: what it predicts. box: PEM's crop, as fractions of the frame."""
+class VideoMLMBatch(VideoTextBatch, MaskedTexts):
+    """box: PEM's crop, as fractions of the frame."""
 
-    mlm_text: Tokens
-    masked_tokens: Bool[Tensor, "batch length"]
     box: Float[Tensor, "batch 4"]
 
 
@@ -84,17 +79,16 @@ class ALPRO(AlignBeforeFuse):
         """prompts: for clips and for images, the prompts of each entity; none without entities."""
         super().__init__(recipe.video, recipe.text, recipe.embed_dim, vocab_size, recipe.fusion_depth, num_answers)
         self.recipe, self.pseudo_label_threshold = recipe, recipe.pseudo_label_threshold
-        width = recipe.text.width
         if prompts:
             self.prompter = PromptedClassifier(recipe.video, recipe.text, recipe.embed_dim, vocab_size, prompts)
+            width = recipe.text.width
             self.pem_head = ProjectionHead([width, 2 * width, len(prompts[0])], norm=None, bias=True)
 
     @whole_batch
     def prompter_losses(self, batch: VideoTextBatch) -> dict[str, Tensor]:
         """The prompter's VTC."""
         self.prompter.train(self.training)
-        video, text = self.prompter.embed(batch).values()
-        return {"prompter": info_nce(video, text, self.prompter.logit_scale(), labels=batch["group"])}
+        return {"prompter": self.prompter.contrast(batch)}
 
     finetuning_losses = whole_batch(AlignBeforeFuse.finetuning_losses)
 
@@ -113,9 +107,8 @@ class ALPRO(AlignBeforeFuse):
 
     def classify_regions(self, batch: Batch) -> Float[Tensor, "batch entities"]:
         """Return the prompter's pseudo-labels of the crop in a box of each clip or image."""
-        return self.prompter.probabilities(
-            keep_patches(clips_of(batch), boxes_to_patch_mask(batch["box"], self.recipe.video.grid))
-        )
+        crop = boxes_to_patch_mask(batch["box"], self.recipe.video.grid)
+        return self.prompter.probabilities(keep_patches(clips_of(batch), crop))
 
 
 @dataclass(frozen=True)
@@ -195,50 +188,30 @@ class Recipe(TrainingRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise UserError: the corpus has neither clips nor images, or no texts."""
-        if not corpus.has_modality(Video):
-            corpus.column_with(Image)
-        if not corpus.has_modality(Text):
-            message = (
-                f"The corpus '{corpus.name}' has no captions: alpro pre-trains on clips or images with texts, and "
-                "questions are for its fine-tuning alone; put captions beside them (captions_*.json of COCO, or a "
-                f"column of texts), or train mono_internvl, which learns from questions alone.{corpus.hint}"
-            )
-            raise MissingModality(message, "text")
+        check_pairs(corpus, "alpro")
         return [corpus]
 
     def build(self, processor: Processor) -> ALPRO:
-        prompts = [
-            [processor.text([template.format(entity) for template in templates]) for entity in processor.entities]
-            for templates in (self.video_prompts, self.image_prompts)
-            if processor.entities
-        ]
+        prompts = entity_prompts(processor, self.video_prompts, self.image_prompts)
         return ALPRO(self, processor.tokenizer.vocab_size, prompts, len(processor.answers))
 
     def paired_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VideoTextBatch:
         """Frames of each clip, augmented alike, and one of its texts."""
-        clips, texts = sample_pairs(examples, processor, self.augmentation, example_rng)
-        return {"video": clips, "text": processor.text(texts), "group": text_ids(texts)}
+        return sample_pairs(examples, processor, self.augmentation, example_rng)
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VideoMLMBatch:
         """Pairs, masked texts (BERT's 80/10/10), and a crop of each clip."""
         batch, vocab_size = self.paired_batch(examples, processor, example_rng), processor.tokenizer.vocab_size
-        text = batch["text"]
-        mask = expand_content(mask_random((text.lengths - 2).tolist(), self.mlm_probability, example_rng, 1), text)
-        masked = mask_tokens(text, mask, vocab_size, example_rng, vocab_size)
-        box = random_boxes(self.video.grid, self.crop_scale, example_rng)
-        return {**batch, "mlm_text": Tokens(masked.ids, text.lengths), "masked_tokens": masked.mask, "box": box}
+        masked = mask_texts(batch["text"], self.mlm_probability, vocab_size, example_rng, 1, vocab_size)
+        return {**batch, **masked, "box": random_boxes(self.video.grid, self.crop_scale, example_rng)}
 
     def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FinetuneBatch:
         """Pairs, and a question about each clip with its answer, where the corpus has questions."""
         batch = self.paired_batch(examples, processor, example_rng)
-        if not processor.answers:
-            return {**batch}
-        question, answer = sample_questions(examples, processor, example_rng)
-        return {**batch, "question": question, "answer": answer}
+        return {**batch, **sample_questions(examples, processor, example_rng)}
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         return cls(
             batch_size=4,
             video=VideoEncoderConfig(2, 32, 16, 16, 1, 2),
@@ -262,10 +235,6 @@ class Recipe(TrainingRecipe):
             finetune_lr_scale=0.25,
             optimizer=OptimizerConfig(1e-4, 1e-3, (0.9, 0.98), lr_scheduler="linear", max_grad_norm=20.0),
             augmentation=ImageAugmentation(scale=(0.2, 1.0), hflip_prob=0.5, color_jitter_prob=0.5),
-            video_prompts=_prompts("footage", "video", "portrait", "video footage"),
-            image_prompts=_prompts("photo", "picture", "good photo", "good picture"),
+            video_prompts=article_prompts("footage", "video", "portrait", "video footage"),
+            image_prompts=article_prompts("photo", "picture", "good photo", "good picture"),
         )
-
-
-def _prompts(*kinds: str) -> tuple[str, ...]:
-    return tuple(f"A {kind} of {article} {{}}." for kind in kinds for article in ("a", "the", "one"))
