@@ -174,3 +174,13 @@ def test_the_loss_counts_masked_patches_only() -> None:
 def test_patches_that_do_not_tile_are_refused() -> None:
     with pytest.raises(UserError, match="8 x 8 do not tile an input of 30 x 32"):
         MaskedAutoencoder(MaskedAutoencoderConfig(input_size=(30, 32)))
+
+
+def test_errors_of_each_example_have_the_loss_as_their_mean() -> None:
+    torch.manual_seed(0)
+    model, values = MaskedAutoencoder(MaskedAutoencoderConfig((16, 16), (4, 4))), torch.randn(3, 3, 16, 16)
+    output = model(values)
+    errors = model.decoder.reconstruction_errors(values, output.tokens, visible_indices(output.mask))
+    torch.testing.assert_close(errors.mean(), model.losses({"image": values, "mask": output.mask})["reconstruction"])
+    others = model.decoder.reconstruction_errors(values[1:], output.tokens[1:], visible_indices(output.mask[1:]))
+    torch.testing.assert_close(errors[1:], others)

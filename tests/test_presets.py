@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from polymodal.encoders.presets import VIT_SIZES, bert, clip, vit
+from polymodal.encoders.presets import INTERNLM2_1_8B, VIT_SIZES, bert, clip, vit
 from polymodal.errors import UserError
 
 
@@ -42,6 +42,20 @@ def test_text_transformers_have_the_parameters_of_bert_but_for_token_types(size)
     assert ours.num_heads == config.num_attention_heads
     # Pre-norm has its further norm after the blocks, post-norm after the embeddings.
     assert parameters(lambda: ours.build(config.vocab_size)) == theirs - config.type_vocab_size * config.hidden_size
+
+
+def test_internlm2_has_the_parameters_of_the_released_model():
+    config = INTERNLM2_1_8B
+    theirs = transformers.LlamaConfig(  # InternLM2's blocks are Llama's with one matrix for query, key and value
+        vocab_size=92_544,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+    )
+    assert parameters(lambda: config.build(config.vocab_size)) == 1_889_110_016
+    assert parameters(lambda: transformers.LlamaForCausalLM(theirs)) == 1_889_110_016
 
 
 def sized(width, depth, heads):

@@ -101,7 +101,7 @@ def test_one_of_four_cells_is_resampled_two_are_masked_and_parts_can_be_left_out
     labelled = recipe.labelled_batch(examples, processor, ExampleRNG.of(0, 0, 4))
     assert list(model.features(labelled)) == list(recipe.classifier_features)
     nothing = TableRows(torch.full((1, 2), torch.nan), torch.full((1, 2), -1))
-    assert model.fill_missing(nothing).missing.all() == (recipe.missing_strategy == "token")
+    assert model.table_encoder.fill_missing(nothing).missing.all() == (recipe.missing_strategy == "token")
 
 
 @pytest.mark.parametrize("choice", ["classifier_features", "finetune_missing_rates"])

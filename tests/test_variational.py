@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch.distributions import Normal
+from torch.distributions import Multinomial, Normal
 from torch.distributions import kl_divergence as reference
 from torch.nn import functional as F
 
 from polymodal.objectives.mutual_information import jensen_shannon_loss
-from polymodal.objectives.variational import kl_divergence, kl_weight, reparameterize
+from polymodal.objectives.variational import kl_divergence, kl_weight, multinomial_nll, reparameterize
 
 
 def test_the_kl_divergence_is_that_of_torch_and_leaves_out_constant_means() -> None:
@@ -18,6 +18,13 @@ def test_the_kl_divergence_is_that_of_torch_and_leaves_out_constant_means() -> N
     torch.testing.assert_close(kl_divergence(log_variance, mean), expected)
     constant = mean.square().sum((1, 2)).mean() / 2
     torch.testing.assert_close(kl_divergence(log_variance), expected - constant)
+
+
+def test_the_likelihood_of_counts_is_that_of_torch_without_the_number_of_their_orders() -> None:
+    logits, counts = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0, 2.0, 1.0])
+    orders = torch.tensor(12.0).log()  # 4! / 2!
+    expected = -(Multinomial(4, logits=logits).log_prob(counts) - orders).mean()
+    torch.testing.assert_close(multinomial_nll(logits, counts.expand(3, 4)), expected)
 
 
 def test_samples_have_the_mean_and_the_deviation_of_the_posterior() -> None:

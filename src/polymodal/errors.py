@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+TOO_MANY = os.strerror(errno.EMFILE)
 
 
 class UserError(Exception):
@@ -49,6 +52,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"There is no {kind} '{name}'; {advice}")
 
 
+def check_open_files(error: BaseException) -> None:
+    """Raise UserError for an error that says that too many files are open, which is no fault of any of them."""
+    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) and TOO_MANY not in str(error):
+        return
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        limit = "the limit of the system"
+    else:
+        limit = f"ulimit -n: {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    raise UserError(f"Too many files are open at the same time ({limit}); raise the limit: ulimit -n 1024.") from error
+
+
 @contextmanager
 def write_errors(place: Path) -> Iterator[None]:
     """Raise UserError for a file or folder that cannot be written: a read-only place, a full disk.
@@ -61,6 +77,7 @@ def write_errors(place: Path) -> Iterator[None]:
         of_library = type(error) is Exception or type(error).__name__ == "SafetensorError"
         if not (of_library or isinstance(error, OSError)):
             raise
+        check_open_files(error)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{place} cannot be written: {why}.") from error
@@ -86,6 +103,7 @@ def read_errors(place: Path, advice: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{place} is missing; {advice}.") from error
     except Exception as error:  # readers raise errors of their own, tokenizers a bare Exception
+        check_open_files(error)
         raise UserError(f"{place} is damaged ({one_line(error)}); {advice}.") from error
 
 

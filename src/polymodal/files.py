@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import errno
+import io
+import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+SPECIAL = "it is a pipe, a socket or a device, and no file"
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file to read its bytes. Raises OSError for pipes, sockets and devices, of which reading may never end."""
+    return open(path, "rb", opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for its writer
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # for folders, `open` raises an error of its own
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, SPECIAL, path)
+    return descriptor
+
+
+def is_special(path: str | Path) -> bool:
+    """Return whether a path exists and is neither a file nor a folder: a pipe, a socket or a device."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @contextmanager
@@ -42,3 +70,18 @@ def remove_removed(folder: Path) -> None:
 
 def _removed(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.removed")
+
+
+def raise_open_files(needed: int) -> float:
+    """Raise the limit of open files of this process to `needed` where it may; return the limit."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return math.inf
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return math.inf
+    if soft < needed and hard != soft:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return soft

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,8 @@ from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
 from polymodal.cli.tuning import tune
 from polymodal.cli.using import export, extract, generate, ground, serve
-from polymodal.errors import UserError, unknown
+from polymodal.end_signals import end_signals
+from polymodal.errors import UserError, check_open_files, unknown
 
 
 def help_(arguments: Arguments) -> None:
@@ -142,9 +144,13 @@ def _run(name: str, arguments: Arguments) -> None:
 
 
 def main() -> None:
-    """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C."""
-    arguments = sys.argv[1:]
+    """Entry point; exit status 0, 2 for user errors, 130 after Ctrl-C, SIGTERM and SIGHUP."""
     warnings.showwarning = _show_warning
+    with end_signals():
+        _main(sys.argv[1:])
+
+
+def _main(arguments: Arguments) -> None:
     try:
         if not arguments or arguments[0] in HELP:
             _help()
@@ -167,17 +173,23 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in (*UNWRITABLE, *UNUSABLE):
-            raise
+    except (OSError, RuntimeError) as error:
+        print(f"polymodal: {_said_of(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _said_of(error: OSError | RuntimeError) -> str:
+    """Return a sentence for an error of the operating system that is no fault of a command. Raises all others."""
+    try:
+        check_open_files(error)
+    except UserError as limit:
+        return str(limit)
+    if isinstance(error, OSError) and error.errno in (*UNWRITABLE, *UNUSABLE):
         what = "written" if error.errno in UNWRITABLE else "used"
-        print(f"polymodal: {error.filename or 'A path'} cannot be {what}: {error.strerror}.", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if not str(error).startswith("Symlink loop"):  # of `Path.resolve`, until Python 3.12
-            raise
-        print(f"polymodal: {error}; name another path.", file=sys.stderr)
-        sys.exit(2)
+        return f"{error.filename or 'A path'} cannot be {what}: {error.strerror}."
+    if str(error).startswith("Symlink loop"):  # of `Path.resolve`, until Python 3.12
+        return f"{error}; name another path."
+    raise error
 
 
 def _show_warning(
@@ -214,13 +226,15 @@ def _stop_at_once(message: str) -> NoReturn:
     """Exit without waiting for threads, which may be writing; further Ctrl-C would interrupt Python's shutdown."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    print(f"{show_cursor}polymodal: {message}", file=sys.stderr)
+    with suppress(OSError):  # the reader of a pipe may have ended, too
+        print(f"{show_cursor}polymodal: {message}", file=sys.stderr)
     _leave(130)
 
 
 def _leave(status: int = 0) -> NoReturn:
     """Exit one of several processes immediately, after everything is written: gloo threads sometimes abort during
     Python's shutdown, which torchrun would report as a failed run."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(status)

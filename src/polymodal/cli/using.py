@@ -202,7 +202,7 @@ def serve(arguments: Arguments) -> None:
 
 
 def _listen(app: Any, name: str, host: str, port: int, limits: Limits, page: bool) -> None:
-    """Serve until Ctrl-C or SIGTERM; requests in progress are completed first."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; requests in progress are completed first."""
     from polymodal.serving.protocol import answer_at
 
     listener = _listener(host, port)

@@ -17,7 +17,7 @@ from polymodal.corpora._cache import cache_directory, disk_error
 from polymodal.corpora.corpus import Skipped
 from polymodal.errors import UserError
 
-VERSION = 3  # of what is written; another one is written anew
+VERSION = 4  # of what is written; another one is written anew
 
 
 class Conversion:

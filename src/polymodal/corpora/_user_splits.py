@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
 from polymodal.corpora.formats._data_files import SPLIT_NAMES
 from polymodal.errors import UserError
+from polymodal.files import open_regular
 from polymodal.modalities import Conversations, Modality, Molecule, Text
 
 TEST, VALIDATION = 0.2, 0.1  # fractions
@@ -329,7 +330,7 @@ class _Content:
             middle = bytes(self.data[size // 2 : size // 2 + PROBE])
             return size.to_bytes(8, "little") + bytes(self.data[:PROBE]) + middle
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 first = file.read(PROBE)
                 file.seek(size // 2)
@@ -341,7 +342,8 @@ class _Content:
         if self.path is None:
             return bytes(self.data)
         try:
-            return self.path.read_bytes()
+            with open_regular(self.path) as file:
+                return file.read()
         except (OSError, ValueError):
             return str(self.data).encode(errors="surrogatepass")
 

@@ -180,6 +180,14 @@ class Corpus:
         message = f"The corpus '{self.name}' has no {wanted} column; it has {available}.{self.hint}"
         raise MissingModality(message, wanted)
 
+    def require(self, kind: type, named: str, remedy: str) -> None:
+        """Raise MissingModality for a corpus without a modality.
+
+        named: what it lacks, in the plural. remedy: what the user can do, as an imperative.
+        """
+        if not self.has_modality(kind):
+            raise MissingModality(f"The corpus '{self.name}' has no {named}; {remedy}.{self.hint}", named)
+
     @property
     def hint(self) -> str:
         """What errors about the user's data end with: the command that shows it; '' for built-in corpora."""

@@ -124,7 +124,7 @@ def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
         alone.append("--no-sandbox")  # Chromium refuses to run as root with it
     for argument in alone:
         options.add_argument(argument)
-    found, service = shutil.which("chromium") or shutil.which("google-chrome"), None
+    found, service = shutil.which("chromium") or shutil.which("google-chrome"), webdriver.ChromeService()
     if found and (with_it := shutil.which("chromedriver")):
         options.binary_location, service = found, webdriver.ChromeService(with_it)
     os.environ.setdefault("SE_AVOID_STATS", "true")  # selenium would report its use to its makers
@@ -135,6 +135,9 @@ def browser(width: int = WIDTH, height: int = HEIGHT) -> Iterator[Any]:
             "Pages are rendered by Chromium, which could not be started; install Chrome, or on Debian: "
             "apt-get install chromium chromium-driver."
         ) from error
+    except KeyboardInterrupt:  # while it starts
+        service.stop()
+        raise
     try:
         window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from polymodal.corpora._types import is_binary, is_list
 from polymodal.corpora._user_splits import CONTENT
 from polymodal.corpora.corpus import Corpus
+from polymodal.files import open_regular
 from polymodal.modalities import Text
 
 WHOLE = 1 << 14  # bytes up to which a value is read as a whole
@@ -84,7 +85,7 @@ def _is_file(kind: pa.DataType) -> bool:
 def _file_or_text(value: Any, folder: Path | None) -> bytes:
     text = str(value)
     if folder is not None:
-        with suppress(OSError, ValueError), (folder / text).open("rb") as file:
+        with suppress(OSError, ValueError), open_regular(folder / text) as file:
 
             def read(start: int, end: int) -> bytes:
                 file.seek(start)

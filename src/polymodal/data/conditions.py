@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from polymodal.data.columns.label import label_of
+from polymodal.data.columns.label import LabelColumn, label_of
+from polymodal.data.columns.text import TextColumn, TokenizerSource
+from polymodal.data.processor import Declared, Optional
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens
 from polymodal.rng import ExampleRNG
 from polymodal.types import Example
@@ -26,6 +30,38 @@ class ConditionBatch(TypedDict, total=False):
     text: Tokens
     label_shown: Bool[Tensor, " batch"]
     text_shown: Bool[Tensor, " batch"]
+
+
+class GenerationBatch(ConditionBatch):
+    """Normalized images and the conditions that they are generated from."""
+
+    image: Float[Tensor, "batch 3 size size"]
+
+
+def condition_columns(names: Sequence[Literal["label", "text"]], text: TokenizerSource) -> Declared:
+    """Return the columns of conditions, as far as a corpus has them. text: of the texts' tokenizer."""
+    given = {"label": Optional(LabelColumn()), "text": Optional(TextColumn(text))}
+    return {name: given[name] for name in dict.fromkeys(names)}
+
+
+def condition_sizes(processor: Any) -> tuple[int, int]:
+    """Return the number of classes and the vocabulary size of conditions, 0 where there are none."""
+    label, text = (getattr(processor, name, None) for name in ("label", "text"))
+    return len(label.names) if label else 0, text.tokenizer.vocab_size if text else 0
+
+
+def generation_batch(
+    examples: list[Example],
+    processor: Any,
+    augmentation: ImageAugmentation,
+    cond_drop_prob: float,
+    example_rng: ExampleRNG,
+) -> GenerationBatch:
+    """Collate augmented images, their conditions, and which of these are dropped."""
+    image = processor.image.augmented([example["image"] for example in examples], augmentation, example_rng)
+    batch: GenerationBatch = {"image": image, **conditions(processor, examples, example_rng.generators)}
+    drop_conditions(batch, cond_drop_prob, example_rng)
+    return batch
 
 
 def conditions(

@@ -89,6 +89,22 @@ def normalized_answer(text: str) -> str:
     return text.lower().strip(" .")
 
 
+def instruction_turns(
+    example: Example, rng: np.random.Generator, max_turns: int, cot_fraction: float = 0.5
+) -> list[Turn]:
+    """Questions about three examples of four that have any, else the longest caption, asked for."""
+    if "questions" in example and rng.random() < 0.75:
+        return question_turns(example, rng, max_turns, cot_fraction)
+    return caption_turns(example, rng, max_turns)
+
+
+def text_turns(example: Example, rng: np.random.Generator, max_turns: int, cot_fraction: float = 0.5) -> list[Turn]:
+    """All captions in any order, as texts, then questions that they answer: an example without its image."""
+    captions = example.get("text", [])
+    turns = [Turn(captions[number].text) for number in rng.permutation(len(captions))]
+    return turns + (question_turns(example, rng, max_turns, cot_fraction) if "questions" in example else [])
+
+
 def grounding_turns(example: Example, rng: np.random.Generator, max_turns: int) -> list[Turn]:
     """Boxes of some objects in thousandths of the image, at most `max_turns`."""
     some = [example["regions"][number] for number in rng.permutation(len(example["regions"]))[:max_turns]]
@@ -123,6 +139,24 @@ def ocr_turn(example: Example, rng: np.random.Generator) -> tuple[np.ndarray, st
     ink = tuple(int(value) for value in rng.integers(0, 90, 3))
     ImageDraw.Draw(page).text((corner[0] - left, corner[1] - top), text, ink, font)
     return np.asarray(page), text
+
+
+def any_task_turns(example: Example, rng: np.random.Generator, max_turns: int) -> list[Turn]:
+    """Any of the `TASKS` that the example has values for, each as often; no turn where it has none."""
+    tasks = [ask for name, ask in TASKS.items() if name in example]
+    return choice(tasks, rng)(example, rng, max_turns) if tasks else []
+
+
+def task_conversation(example: Example, rng: np.random.Generator, max_turns: int) -> tuple[np.ndarray, list[Turn]]:
+    """Any of the `TASKS`, or words of a caption to read from a page that is drawn, each as often, with its image."""
+    tasks = [ask for name, ask in TASKS.items() if name in example]
+    number = int(rng.integers(len(tasks) + 1))
+    if number < len(tasks):
+        return example[IMAGE], tasks[number](example, rng, max_turns)
+    if (rendered := ocr_turn(example, rng)) is None:
+        return example[IMAGE], any_task_turns(example, rng, max_turns)
+    page, words = rendered
+    return page, [Turn(words, "What is written there?")]
 
 
 def can_draw(font: Any, text: str) -> bool:

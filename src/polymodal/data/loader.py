@@ -24,13 +24,15 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data._grain import grain
 from polymodal.data.batch_order import batch_order
 from polymodal.data.processor import Processor
-from polymodal.errors import UnreadableExample, UserError, one_line
+from polymodal.errors import TOO_MANY, UnreadableExample, UserError, check_open_files, one_line
+from polymodal.files import raise_open_files
 from polymodal.modalities import Text
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch, Example
 
 MEMORY_FOR_EXAMPLES = 4 * 2**30
 MAX_SKIPPED = 0.1
+OPEN_FILES, FILES_PER_WORKER = 32, 4  # file descriptors that --num-workers need: in all, and by each process
 GRACE = 10.0  # seconds in which torch notices a killed process by itself
 
 
@@ -215,6 +217,13 @@ class _FromProcesses:
     def __init__(self, data: TrainingData, count: int):
         if "fork" not in multiprocessing.get_all_start_methods():
             raise UserError("--num-workers need a system with fork, such as Linux; --num-threads N are threads.")
+        needed = OPEN_FILES + FILES_PER_WORKER * count
+        limit = raise_open_files(needed)
+        if limit < needed:  # torch would wait for ever, or end in an error of its own
+            raise UserError(
+                f"--num-workers {count} need {needed} open files, and the limit is {limit} (ulimit -n): raise it, "
+                "or use fewer, or --num-threads."
+            )
         self.data = data
         self.count = count
         self._next = 0
@@ -301,14 +310,17 @@ def killed_workers() -> Iterator[None]:
     """Raise UserError when a process that prepares batches was killed, which torch notices in the midst of a step."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        too_many = TOO_MANY in str(error)
+        killed = isinstance(error, ConnectionError | EOFError) or str(error).startswith("DataLoader worker")
+        if not (killed or too_many):
             raise
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise the error again, for each that ends
         for worker in multiprocessing.active_children():
             if worker.daemon:  # others may wait for a lock of the killed one, and Python for them when it ends
                 worker.kill()
+        check_open_files(error)
         raise UserError(
             f"A process that prepares batches has ended ({one_line(error)}), as the system ends one when memory is "
             "short; start the same command again to go on from the last checkpoint, with fewer --num-workers."
@@ -324,5 +336,6 @@ def _leave_signals(worker: int) -> None:
 
     It does so by word, and by a second SIGTERM where a process does not listen.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in {"SIGINT", "SIGHUP"} & {*dir(signal)}:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -155,6 +155,11 @@ def mask_patches(num_patches: int, ratio: float, rng: ExampleRNG) -> Bool[Tensor
     return mask_random([num_patches] * len(rng.seeds), ratio, rng)
 
 
+def sample_visible(num_patches: int, count: int, rng: ExampleRNG) -> Int[Tensor, "batch count"]:
+    """Sample the `count` patches of every example that an encoder sees (patch dropping, FLIP, section 3)."""
+    return visible_indices(mask_patches(num_patches, 1 - count / num_patches, rng))
+
+
 def mask_tubes(frames: int, num_patches: int, ratio: float, rng: ExampleRNG) -> Bool[Tensor, "batch tokens"]:
     """Mask the same patches in all frames (VideoMAE, section 3.2); tokens are frame after frame.
 

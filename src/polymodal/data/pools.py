@@ -6,8 +6,11 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
+
+from polymodal.modalities.text import Caption
 
 
 def pool_of(text: str, fractions: Sequence[float]) -> int:
@@ -25,3 +28,9 @@ def rotated(chosen: Bool[Tensor, " batch"]) -> list[int]:
     for place, other in zip(places, [*places[1:], *places[:1]], strict=True):
         indices[place] = other
     return indices
+
+
+def in_first_pool(captions: Sequence[list[Caption]], fraction: float) -> Bool[Tensor, " batch"]:
+    """Return True for a fraction of the examples, chosen by their captions; False for those without any."""
+    texts = ["\n".join(caption.text for caption in some) for some in captions]
+    return torch.tensor([bool(text) and pool_of(text, (fraction, 1 - fraction)) == 0 for text in texts])

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt
+from polymodal.data.columns.image import ImageColumn
+from polymodal.data.columns.native_image import NativeImageColumn
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.pretrained import read_configuration
 from polymodal.encoders.pretrained_image import image_mean_std
@@ -26,8 +28,10 @@ from polymodal.layers.swiglu_transformer import NORM_EPS, SwiGLUTransformer, Unp
 from polymodal.layers.transformer import Packing
 from polymodal.modalities.image import PatchedImages, check_tiles, patchify
 from polymodal.modalities.padding import Padded
+from polymodal.rng import ExampleRNG
 
 Images = Float[Tensor, "batch 3 size size"] | PatchedImages
+PrefixAttention = Literal["prefix", "bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ class PrefixImageEncoderConfig:
     @property
     def image_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         return (self.image_mean, self.image_std) if self.image_mean and self.image_std else None
+
+    def column(self, max_patches: int) -> ImageColumn | NativeImageColumn:
+        """Return the column of images: of patches at native resolution, at most so many, with sine-cosine positions."""
+        colors = self.image_mean_std or ((), ())
+        if self.pos_embed == "sine":
+            return NativeImageColumn(self.patch_size, max_patches, *colors)
+        return ImageColumn(self.image_size, *colors)
 
     @classmethod
     def read(cls, name: str) -> PrefixImageEncoderConfig:
@@ -168,6 +179,17 @@ def patches_of(image: Images, patch_size: int) -> Padded:
         return Padded(image.values, image.lengths)
     values = patchify(image, patch_size)
     return Padded(values, values.new_full((len(values),), values.shape[1], dtype=torch.long))
+
+
+def sample_prefix(
+    patches: Int[Tensor, " batch"], attention: PrefixAttention, example_rng: ExampleRNG
+) -> Int[Tensor, " batch"]:
+    """Return the numbers of first patches that attend to each other: at random from 1 to all but one, all, or one.
+
+    patches: number of patches of each image (AIMv2, section 3.1).
+    """
+    sampled = 1 + (example_rng.uniform() * (patches - 1)).long()
+    return {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[attention]
 
 
 def sine_positions(

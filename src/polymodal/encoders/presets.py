@@ -1,4 +1,4 @@
-"""Published sizes of encoders: ViT, BERT, and the towers of CLIP.
+"""Published sizes of encoders: ViT, BERT, the towers of CLIP, and InternLM2.
 
 They configure this package's encoders, whose parameter counts equal the originals' up to heads: `tests/test_presets.py`
 explains every difference.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from polymodal.encoders.image import ImageEncoderConfig
+from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import unknown
 
@@ -37,6 +38,20 @@ CLIP_SIZES = {
     "ViT-L/14": ("L", 14, TransformerSize(768, 12, 12), 768),
     "ViT-H/14": ("H", 14, TransformerSize(1024, 24, 16), 1024),
 }
+
+# Cai et al. 2024, table 1, and the released configuration of InternLM2-1.8B.
+INTERNLM2_1_8B = LanguageModelConfig(
+    vocab_size=92_544,
+    context_length=32_768,
+    width=2048,
+    depth=24,
+    num_heads=16,
+    num_kv_heads=8,
+    mlp_dim=8192,
+    rope_theta=1e6,
+    norm_eps=1e-5,
+    tie_word_embeddings=False,
+)
 
 
 class CLIPTowers(NamedTuple):

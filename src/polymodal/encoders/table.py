@@ -90,10 +90,25 @@ class IncompleteTableEncoder(TableEncoder):
     bias in the column embedding, which contains that encoder.
     """
 
-    def __init__(self, config: TableEncoderConfig, numeric: int, categories: Sequence[int]):
+    modes: Tensor | None
+
+    def __init__(
+        self,
+        config: TableEncoderConfig,
+        numeric: int,
+        categories: Sequence[int],
+        modes: Sequence[int] | None = None,
+    ):
+        """modes: most frequent value of each categorical column, for `fill_missing`; None fills nothing."""
         super().__init__(config, numeric, categories)
         self.norm_pre = nn.LayerNorm(config.width)
         self.norm_post = nn.Identity()
+        filling = None if modes is None else torch.tensor(modes, dtype=torch.long)
+        self.register_buffer("modes", filling, persistent=False)
+
+    def fill_missing(self, rows: TableRows) -> TableRows:
+        """Fill missing cells with the column's mean or mode, or leave them to the missing token."""
+        return rows if self.modes is None else rows.filled(self.modes)
 
     def forward(self, rows: TableRows) -> tuple[Float[Tensor, "batch columns width"], Float[Tensor, "batch width"]]:
         """Encode incomplete table rows. rows: standardized."""

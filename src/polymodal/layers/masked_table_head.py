@@ -30,6 +30,13 @@ class MaskedTableHead(nn.Module):
         numbers, categories = cells.split([cells.shape[1] - len(self.levels), len(self.levels)], dim=1)
         return self.numeric(numbers).squeeze(-1), self.categorical(categories)
 
+    def impute(
+        self, cells: Float[Tensor, "batch cells width"]
+    ) -> tuple[Float[Tensor, "batch numeric"], list[Float[Tensor, "batch levels"]]]:
+        """Return numbers, and logits of each categorical column's own values. cells: numeric columns first."""
+        numbers, logits = self(cells)
+        return numbers, self.by_column(logits)
+
     def by_column(self, logits: Float[Tensor, "batch categorical values"]) -> list[Float[Tensor, "batch levels"]]:
         """Restrict the logits of each categorical column to its own values."""
         starts = zip(self.offsets, self.levels, strict=True)

@@ -87,6 +87,11 @@ class ProjectionHead(nn.Sequential):
         super().__init__(*layers)
         self.normalize = normalize
 
+    @classmethod
+    def without_norm(cls, width: int, embed_dim: int) -> ProjectionHead:
+        """Return linear, ReLU, linear, with biases, and L2-normalized outputs (MoCo v2; SimCLR in lightly 1.2.22)."""
+        return cls([width, width, embed_dim], norm=None, bias=True, normalize=True)
+
     def forward(self, x: Float[Tensor, "*rows in_features"]) -> Float[Tensor, "*rows out_features"]:
         # A batch norm takes what precedes the features as rows.
         x = super().forward(x) if x.ndim <= 2 else super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from polymodal.errors import UnreadableExample
+from polymodal.errors import UnreadableExample, check_open_files
+from polymodal.files import open_regular
 
 
 class Modality(Protocol):
@@ -52,8 +53,10 @@ def read_file(value: Any, root: Path | None, kind: str) -> Any:
     if isinstance(value, str | Path):
         path = (root or Path()) / value
         try:
-            return path.read_bytes()
+            with open_regular(path) as file:
+                return file.read()
         except (OSError, ValueError) as error:
+            check_open_files(error)
             reason = getattr(error, "strerror", None) or error
             raise UnreadableExample(f"the {kind} {path} cannot be read: {reason}") from error
     return value

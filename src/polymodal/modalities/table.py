@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,6 +145,11 @@ def replace_cells(rows: TableRows, chosen: Bool[Tensor, "batch columns"], others
     return TableRows(
         torch.where(numbers, others.numbers, rows.numbers), torch.where(categories, others.categories, rows.categories)
     )
+
+
+def drop_values_at_random_rate(rows: TableRows, rates: Sequence[float], example_rng: ExampleRNG) -> TableRows:
+    """Drop the values of each row with one of the probabilities, each equally often."""
+    return drop_values(rows, torch.tensor(rates)[(example_rng.uniform() * len(rates)).long()], example_rng)
 
 
 class NamedColumn(NamedTuple):

@@ -90,5 +90,11 @@ def report_sentences(text: str) -> list[str]:
     return [sentence for sentence in sentences if len(re.findall(r"\w+|[^\w\s]+", sentence)) > 4] or [text]
 
 
+def sample_sentence(text: str, rng: np.random.Generator) -> str:
+    """Sample one of the `report_sentences` of a text."""
+    sentences = report_sentences(text)
+    return sentences[int(rng.integers(len(sentences)))]
+
+
 def _has_content(text: str) -> bool:
     return any(word.lower() not in STOP_WORDS for word in text.split())

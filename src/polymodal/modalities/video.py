@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
-from polymodal.errors import UnreadableExample, needs
+from polymodal.errors import UnreadableExample, check_open_files, needs
+from polymodal.files import open_regular
 from polymodal.modalities.cut_off import cut_off_video
 from polymodal.modalities.modality import bytes_or_path
 
@@ -70,6 +71,7 @@ class Video:
         except UnreadableExample:
             raise
         except (av.FFmpegError, OSError, TypeError, ValueError) as error:
+            check_open_files(error)
             reason = getattr(error, "strerror", None) or str(error)
             named = f"video {(self.root or Path()) / stored}" if isinstance(stored, str) else "video"
             raise UnreadableExample(f"the {named} cannot be decoded: {reason}") from error
@@ -91,7 +93,7 @@ class Video:
 
 def _check_whole(source: str | io.BytesIO) -> None:
     """Raise UnreadableExample for a clip that ends before its header says so."""
-    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+    with open_regular(source) if isinstance(source, str) else nullcontext(source) as file:
         how = cut_off_video(file)
         file.seek(0)
     if how:

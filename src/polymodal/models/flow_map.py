@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polymodal.data.conditions import ConditionBatch
+from polymodal.errors import UserError
 from polymodal.layers.diffusion_transformer import TimeEmbedding
 from polymodal.objectives.diffusion import (
     SIGMA_DATA,
@@ -33,7 +35,8 @@ class FlowMap(nn.Module):
     """Denoiser of images with a condition and two times.
 
     backbone: takes images and the sum of all embeddings. condition: a `ConditionEncoder`. temb_type: second time input:
-    s, t - s, or none (a flow, which knows no destination).
+    s, t - s, or none (a flow, which knows no destination). Raises UserError for an Euler step of another noise schedule
+    than flow matching's.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class FlowMap(nn.Module):
         noise_schedule: NoiseSchedule,
     ):
         super().__init__()
+        if f_type == "euler_fm" and noise_schedule != "fm":
+            raise UserError("--f-type euler_fm goes with --noise-schedule fm.")
         self.f_type, self.temb_type, self.noise_schedule = f_type, temb_type, noise_schedule
         self.backbone, self.condition = backbone, condition
         self.embed_t = TimeEmbedding(width)
@@ -91,3 +96,23 @@ class FlowMap(nn.Module):
                 fresh = SIGMA_DATA * torch.randn(x.shape, generator=generator).to(x)
                 x = add_noise(x, fresh, s, self.noise_schedule)
         return x
+
+    @torch.no_grad()
+    def generate(
+        self,
+        batch: ConditionBatch,
+        shape: tuple[int, int, int],
+        times: Float[Tensor, " times"],
+        cfg_scale: float = 1.0,
+        restart: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        """Return an image for each condition of a batch, or as many as its `num_images`, normalized.
+
+        shape: of an image. Further arguments are those of `sample`.
+        """
+        condition = self.condition(batch)
+        count = len(condition) if condition.ndim > 1 else int(batch["num_images"])
+        noise = SIGMA_DATA * torch.randn((count, *shape), generator=generator)
+        x, condition = noise.to(condition.device), condition.expand(count, -1)
+        return self.sample(x, times.to(x), condition, cfg_scale, restart, generator) / SIGMA_DATA

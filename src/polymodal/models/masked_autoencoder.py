@@ -19,7 +19,7 @@ from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.data.masks import restore_indices, visible_indices
 from polymodal.layers.patches import grid_of, patchify_nd, sine_positions_nd, unpatchify_nd
 from polymodal.layers.transformer import Transformer
-from polymodal.objectives.masked_modeling import masked_patch_loss, patch_mean_std
+from polymodal.objectives.masked_modeling import masked_patch_loss, normalize_patches, patch_mean_std
 from polymodal.types import Batch
 
 
@@ -129,6 +129,7 @@ class MaskedDecoder(nn.Module):
     def __init__(self, config: MaskedAutoencoderConfig, width: int | None = None):
         """width: of the tokens that come in, by default the encoder's."""
         super().__init__()
+        self.config = config
         self.embedding = nn.Linear(width or config.width, config.decoder_width)
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.decoder_width))
         _add_positions(self, config, config.decoder_width)
@@ -146,6 +147,21 @@ class MaskedDecoder(nn.Module):
         patches = shuffled.gather(1, ids_restore[..., None].expand(-1, -1, x.shape[2]))  # back into reading order
         x = torch.cat([x[:, :1], patches], dim=1) + self.pos_embed
         return self.head(self.norm(self.transformer(x)))[:, 1:]
+
+    def reconstruction_errors(
+        self,
+        values: Float[Tensor, "batch channels *size"],
+        tokens: Float[Tensor, "batch tokens width"],
+        kept: Int[Tensor, "batch visible"],
+    ) -> Float[Tensor, " batch"]:
+        """Mean squared error over the masked, normalized patches of each example, for encoders other than this file's.
+
+        tokens: class token, or a pooled vector in its place, and the visible patches. kept: which patches these are.
+        """
+        patches = patchify_nd(values, self.config.patch_size)
+        masked = torch.ones(patches.shape[:2], dtype=torch.bool, device=values.device).scatter(1, kept, False)
+        errors = (self(tokens, restore_indices(masked)) - normalize_patches(patches)).square().mean(-1) * masked
+        return errors.sum(1) / masked.sum(1).clamp(min=1)
 
 
 class MaskedAutoencoder(nn.Module):

@@ -12,10 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polymodal.errors import UserError
+
 Times = Float[Tensor, " batch"]
 Values = Float[Tensor, "batch *shape"]
 NoiseSchedule = Literal["fm", "vp_cosine"]
 FlowMapType = Literal["euler_fm", "simple_edm", "identity"]
+TimeDistribution = Literal["uniform", "log_normal"]
+LOG_NORMAL = (-1.1, 2.0)  # mean and standard deviation of log eta (IMM, Zhou et al. 2025, released code)
 SIGMA_DATA = 0.5  # standard deviation of data and of noise (EDM, Karras et al. 2022)
 EDM_RHO = 7  # EDM, table 1
 
@@ -40,6 +44,22 @@ def eta_from_time(time: Times, noise_schedule: NoiseSchedule) -> Times:
     """Return eta = sigma / alpha, in double precision, as it is large near time 1."""
     alpha, sigma = alpha_sigma(time.double(), noise_schedule)
     return sigma / alpha
+
+
+def sample_times(
+    count: int,
+    t_min: float,
+    t_max: float,
+    distribution: TimeDistribution,
+    noise_schedule: NoiseSchedule,
+    device: torch.device,
+) -> Times:
+    """Sample t from U(t_min, t_max), or eta from a log-normal distribution (EDM, Karras et al. 2022, table 1)."""
+    if distribution == "uniform":
+        return t_min + (t_max - t_min) * torch.rand(count, device=device)
+    mean, std = LOG_NORMAL
+    eta = (mean + std * torch.randn(count, device=device)).exp()
+    return time_from_eta(eta, noise_schedule).clamp(t_min, t_max)
 
 
 def loss_weight(time: Times, noise_schedule: NoiseSchedule, b: float, a: float) -> Times:
@@ -116,6 +136,18 @@ def sampling_times(
         return torch.linspace(t_max, t_min, steps + 1, dtype=torch.float64)
     first, last = (eta_from_time(ends, noise_schedule) ** (1 / EDM_RHO)).tolist()
     return time_from_eta(torch.linspace(first, last, steps + 1, dtype=torch.float64) ** EDM_RHO, noise_schedule)
+
+
+def check_sampling_times(
+    t_max: float, t_min: float, noise_schedule: NoiseSchedule, mid_nt: tuple[float, ...] = ()
+) -> None:
+    """Raise UserError for times of a sampler that do not decrease."""
+    if t_min >= t_max:
+        raise UserError("--t-min, the end of sampling, is below --t-max.")
+    with torch.device("cpu"):  # also where a model is built on the meta device
+        times = sampling_times(t_max, t_min, len(mid_nt) + 1, noise_schedule, mid_nt=mid_nt)
+    if (times.diff() >= 0).any():
+        raise UserError("--mid-nt are decreasing etas, below that of --t-max and above that of --t-min.")
 
 
 def flow_matching_loss(velocity: Values, data: Values, noise: Values) -> Float[Tensor, ""]:

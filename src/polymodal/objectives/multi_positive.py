@@ -107,6 +107,25 @@ def soft_target_contrastive(
     return (a_to_b + soft_target_cross_entropy(b, all_gather_with_grad(a), targets_b_to_a, logit_scale)) / 2
 
 
+def semantic_matching_loss(
+    image: Float[Tensor, "batch dim"],
+    text: Float[Tensor, "batch dim"],
+    image_entities: Float[Tensor, "batch entities"],
+    text_entities: Float[Tensor, "batch entities"],
+    logit_scale: Float[Tensor, ""],
+    target_scale: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return the semantic matching loss of MedCLIP: `soft_target_contrastive` with `entity_targets` of both directions.
+
+    Without entities, it is InfoNCE of the pairs. target_scale: of the entities' inner products.
+    """
+    if not image_entities.shape[1]:
+        return info_nce(image, text, logit_scale)
+    of_image, of_text = image_entities.detach(), text_entities.detach()  # gradient caching looks for gradients
+    to_text, to_image = entity_targets(of_image, of_text, target_scale), entity_targets(of_text, of_image, target_scale)
+    return soft_target_contrastive(image, text, to_text, logit_scale, to_image)
+
+
 def soft_target_cross_entropy(
     queries: Float[Tensor, "rows dim"],
     keys: Float[Tensor, "candidates dim"],

@@ -1,4 +1,4 @@
-"""Losses and schedules of variational auto-encoders (VAE, Kingma & Welling 2014): KL divergence and KL annealing."""
+"""Losses and schedules of variational auto-encoders (VAE, Kingma & Welling 2014): likelihood, KL term and annealing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def kl_divergence(
     if mean is not None:
         terms = terms - mean.square()
     return -0.5 * terms.flatten(1).sum(1).mean()
+
+
+def multinomial_nll(
+    logits: Float[Tensor, "batch entries"], counts: Float[Tensor, "batch entries"]
+) -> Float[Tensor, ""]:
+    """Return the negative multinomial log-likelihood of counts, such as a user's interactions, averaged over examples
+    (Mult-VAE, Liang et al. 2018, equation 2)."""
+    return -(counts * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def reparameterize(

@@ -6,6 +6,7 @@ import keyword
 from pathlib import Path
 
 from polymodal.errors import UserError, unknown
+from polymodal.files import written_aside
 from polymodal.recipes import entries
 
 STARTING_POINT = '''"""{title}: say here in one line what your method does.
@@ -77,5 +78,6 @@ def write_starting_point(name: str, source: str, folder: Path = Path()) -> Path:
         text = STARTING_POINT.format(name=name, title=title, source=source, family=entry.family, method=entry.method)
     else:
         text = entry.file.read_text(encoding="utf-8").replace('"""', f'"""{title}, a copy of {source} to change. ', 1)
-    path.write_text(text, encoding="utf-8")
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
     return path

@@ -29,6 +29,7 @@ from polymodal.reproduce.claim_text import (
     secondary_sentence,
 )
 from polymodal.reproduce.curves import plot_curves
+from polymodal.training.run import write_text
 
 TASK_PLOTS = "tasks/plots"  # beside the page of tasks
 PLOTS_NOTE = (
@@ -250,17 +251,17 @@ def write_pages(folder: Path) -> list[Path]:
     for name in recipes.entries():
         image = f"{name}.png" if (folder / f"{name}.png").is_file() else None
         path = folder / f"{name}.md"
-        path.write_text(recipe_page(name, image), encoding="utf-8")
+        write_text(path, recipe_page(name, image))
         written.append(path)
     for name, result in recorded_results().items():
         if curves := result.get("curves"):
-            (folder / f"{name}-curves.svg").write_text(plot_curves(curves), encoding="utf-8")
+            write_text(folder / f"{name}-curves.svg", plot_curves(curves))
     return written
 
 
 def write_tasks(path: Path) -> None:
     """The page of all tasks."""
-    path.write_text(tasks_page(path.parent / TASK_PLOTS), encoding="utf-8")
+    write_text(path, tasks_page(path.parent / TASK_PLOTS))
 
 
 if __name__ == "__main__":

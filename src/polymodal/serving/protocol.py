@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from polymodal.end_signals import leave_terminal
+from polymodal.files import raise_open_files
 from polymodal.serving.limits import Limits
 
 log = logging.getLogger("polymodal.server")
@@ -116,6 +124,31 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Uvicorn server that does not log every connection for lack of file descriptors."""
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to SIGHUP, too, unless it is ignored, as under nohup."""
+        number = getattr(signal, "SIGHUP", None)
+        main = threading.current_thread() is threading.main_thread()
+        if not main or number is None or signal.getsignal(number) is signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        before = signal.signal(number, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(number, before)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Complete the requests in progress; the command then ends with status 0, and with 130 after Ctrl-C."""
+        if sig == signal.SIGINT:
+            super().handle_exit(sig, frame)
+            return
+        if sig != signal.SIGTERM:
+            leave_terminal()
+        self.should_exit = True
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(_OneLine())
         await super().startup(sockets)
@@ -151,23 +184,16 @@ def configured(app: Any, limits: Limits) -> uvicorn.Config:
 
 
 def answer_at(listener: socket.socket, app: Any, limits: Limits) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
     Server(configured(app, limits)).run(sockets=[listener])
 
 
 def _connections(wanted: int) -> int:
     """Return the number of connections for which there are file descriptors, at most `wanted`."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
+    soft = raise_open_files(wanted + BACKLOG + OTHER_FILES)
+    if soft == math.inf:
         return wanted
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    needed = wanted + BACKLOG + OTHER_FILES
-    if soft < needed and hard != soft:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    soft = int(soft)
     fit = max(soft - BACKLOG - OTHER_FILES, soft // 4, 1)
     if fit < wanted:
         log.warning("only %d connections can be open at the same time, for %d files can be", fit, soft)

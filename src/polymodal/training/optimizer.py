@@ -52,6 +52,10 @@ class OptimizerConfig:
     """Decay per step of the exponential moving average (EMA) of weights, which becomes the result; 0: off."""
 
 
+# `torch.optim.Adam` with its defaults: no weight decay, no schedule, no clipping.
+ADAM = OptimizerConfig(1e-3, 0.0, (0.9, 0.999), 1e-8, "constant", warmup_ratio=0.0, max_grad_norm=0.0)
+
+
 def adamw(model: nn.Module, config: OptimizerConfig, lr_scales: Mapping[str, float] | None = None) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters; parameters with fewer than two dimensions do not decay.
 

@@ -69,6 +69,9 @@ class TrainingRecipe:
     """Modality by whose length `length_bucketing` sorts."""
     size_fields: ClassVar[dict[str, dict[str, Any]]] = {}
     """Plain fields at sizes `small` and `base`, beside the encoders (`training.sizes`)."""
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {}
+    """Fields beside the learning rate that `tuning_grid` tries, and the factors of their own values, such as those of a
+    temperature; weight decay where none is named."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a field of a wrong kind, by its name."""
@@ -85,8 +88,11 @@ class TrainingRecipe:
     def tuning_grid(self) -> dict[str, tuple[float, ...]]:
         """Return the values that `polymodal tune` tries by default, by the names of hyper-parameters.
 
-        Learning rates around the recipe's own, and weight decay. Families with a temperature override it.
+        Learning rates and the fields of `tuning_factors`, or else weight decay, around the recipe's own.
         """
+        if self.tuning_factors:
+            tried = {name: around(getattr(self, name), *factors) for name, factors in self.tuning_factors.items()}
+            return self._learning_rates() | tried
         decay = self.optimizer.weight_decay
         return self._learning_rates() | {"optimizer.weight_decay": (0.01, 0.1) if not decay else around(decay, 0.1)}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
+from polymodal.end_signals import REASONS, leave_terminal
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-REASONS = {"SIGHUP": "SIGHUP (the terminal was closed)", "SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C"}
 
 
 class StopEvent(threading.Event):
@@ -38,7 +37,7 @@ def stop_signals() -> Iterator[StopEvent]:
         event.set()
         signal.signal(number, before[signal.Signals(number)])
         if signal.Signals(number).name == "SIGHUP":
-            _leave_terminal()
+            leave_terminal()
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN or number == signal.SIGINT:
@@ -48,13 +47,3 @@ def stop_signals() -> Iterator[StopEvent]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _leave_terminal() -> None:
-    """Send the output to nowhere, where it went to the terminal that is closed: writing to it would fail."""
-    for descriptor in (0, 1, 2):
-        with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                nowhere = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nowhere, descriptor)
-                os.close(nowhere)

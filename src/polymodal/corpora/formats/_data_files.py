@@ -13,6 +13,7 @@ from pathlib import Path
 
 from polymodal.corpora._cache import cache_directory
 from polymodal.errors import UserError
+from polymodal.files import SPECIAL, is_special
 
 # Usual spellings of splits, as `datasets` recognizes them in file and folder names.
 SPLIT_NAMES = {
@@ -200,6 +201,7 @@ def _matches(pattern: str) -> Iterator[Path]:
 
 def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
+        _check_special(path)
         yield path
         return
     visited = {str(cache_directory().resolve()), os.path.realpath(path)}
@@ -214,4 +216,10 @@ def _files(path: Path) -> Iterator[Path]:
         folders[:] = below
         for name in names:
             if not name.startswith(".") and not is_accompanying(name):
+                _check_special(Path(folder, name))
                 yield Path(folder, name)
+
+
+def _check_special(file: Path) -> None:
+    if is_special(file):
+        raise UserError(f"{file} cannot be read: {SPECIAL}; remove it, or name other data.")

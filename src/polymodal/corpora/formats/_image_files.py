@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.errors import UserError
+from polymodal.files import is_special
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 MAX_DEPTH = 5  # of folders below that of the data set
@@ -129,7 +130,8 @@ def paths_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.name.lower().endswith(suffixes):
-                    yield path
+                    if not is_special(entry.path):
+                        yield path
                 elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in visited:
                     visited.add(real)
                     below.append(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polymodal.corpora._types import fields_of, is_binary, is_string
 from polymodal.corpora.schemas._schema import View
+from polymodal.files import open_regular
 from polymodal.modalities.image import format_of
 
 LOOKED_AT = 20  # values of a sample that are opened
@@ -77,7 +78,7 @@ def _record_is(value: dict[str, Any], kind: str, suffixes: tuple[str, ...]) -> b
 
 def _head(root: Path, value: str) -> bytes:
     try:
-        with (root / value).open("rb") as file:
+        with open_regular(root / value) as file:
             return file.read(64)
     except (OSError, ValueError):
         return b""

@@ -114,6 +114,15 @@ class EntitiesColumn(BaseColumn):
         mentioned = mentions(text, self._indices)
         return self._vector(mentioned, default=not any(mentioned.values()))
 
+    def of_pairs(
+        self, images: list[np.ndarray], texts: Sequence[str]
+    ) -> tuple[Float[Tensor, "batch entities"], Float[Tensor, "batch entities"]]:
+        """Return the entities of images and of their texts, which share those of a class where `source` is the label.
+
+        images: what `load` returned.
+        """
+        return self(images), self(images if self.source == "label" else [self.of_text(text) for text in texts])
+
     def __call__(self, values: list[np.ndarray]) -> Float[Tensor, "batch entities"]:
         return torch.from_numpy(np.stack(values))
 

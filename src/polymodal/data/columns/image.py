@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from polymodal.data.columns.column import BaseColumn, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Image, Video
 from polymodal.modalities.image import to_square
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
+from polymodal.modalities.text import Caption
 from polymodal.modalities.video import Clip
 from polymodal.rng import ExampleRNG
 
@@ -58,17 +59,6 @@ class ImageColumn(BaseColumn):
         """images: arrays (height x width x 3, uint8) of any size, Pillow images, paths or encoded bytes."""
         return self.normalize(self.pixels(images))
 
-    def views(
-        self,
-        images: list[Any],
-        augmentations: Sequence[ImageAugmentation],
-        example_rng: ExampleRNG,
-        may_flip: Bool[Tensor, " batch"] | None = None,
-    ) -> list[Float[Tensor, "batch 3 size size"]]:
-        """Augment the images by each of these, one after the other, and normalize the views; for training."""
-        pixels = self.pixels(images)
-        return [self.normalize(augment(pixels, one, example_rng, may_flip)) for one in augmentations]
-
     def pixels(self, images: list[Any]) -> Float[Tensor, "batch 3 size size"]:
         """Values on the scale 0-1."""
         arrays = [image if self._is_loaded(image) else self._open(image) for image in images]
@@ -77,6 +67,36 @@ class ImageColumn(BaseColumn):
     def normalize(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Normalize values on the scale 0-1 to mean 0 and standard deviation 1 over the training images."""
         return normalize_pixels(pixels, self.mean, self.std)
+
+    def augmented(
+        self,
+        images: list[Any],
+        augmentation: ImageAugmentation,
+        example_rng: ExampleRNG,
+        captions: Sequence[list[Caption]] | None = None,
+        rate: float = 1.0,
+    ) -> Float[Tensor, "batch 3 size size"]:
+        """Augment images for training, and normalize them.
+
+        captions: of each image, which a flip must not contradict ("left", "right"). rate: fraction of the images that
+        are augmented.
+        """
+        (pixels,) = self.views(images, [augmentation], example_rng, captions)
+        if rate < 1:
+            is_plain = (example_rng.uniform() < 1 - rate)[:, None, None, None]
+            pixels = torch.where(is_plain, self.normalize(self.pixels(images)), pixels)
+        return pixels
+
+    def views(
+        self,
+        images: list[Any],
+        augmentations: Sequence[ImageAugmentation],
+        example_rng: ExampleRNG,
+        captions: Sequence[list[Caption]] | None = None,
+    ) -> list[Float[Tensor, "batch 3 size size"]]:
+        """Augment the images by each of these, one after the other, as `augmented` does."""
+        pixels, flip = self.pixels(images), None if captions is None else may_flip(captions)
+        return [self.normalize(augment(pixels, one, example_rng, flip)) for one in augmentations]
 
     def shown(self, normalized: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
         """Undo `normalize`: values on the scale 0-1, to plot."""

@@ -16,9 +16,12 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import BaseColumn, Column
-from polymodal.data.columns.image import color_statistics, normalize_pixels
+from polymodal.data.columns.image import ImageColumn, color_statistics, normalize_pixels
 from polymodal.modalities import Image
 from polymodal.modalities.image import PatchedImages, to_patch_grid
+from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.rng import ExampleRNG
+from polymodal.types import Example
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,17 @@ def native_areas(uniform: Float[Tensor, " batch"], low: float, high: float) -> l
     below, above = torch.special.ndtr(torch.tensor([-1.0, 1.0]))
     normal = torch.special.ndtri(below + uniform * (above - below))
     return (2 ** (low + (normal + 1) / 2 * (high - low))).round().long().tolist()
+
+
+def training_images(
+    column: ImageColumn | NativeImageColumn,
+    examples: Sequence[Example],
+    augmentation: ImageAugmentation,
+    native_area: tuple[float, float],
+    example_rng: ExampleRNG,
+) -> Float[Tensor, "batch 3 size size"] | PatchedImages:
+    """Return images of a number of patches that is sampled for each (`native_areas`), or augmented ones of one size."""
+    images = [example["image"] for example in examples]
+    if isinstance(column, NativeImageColumn):
+        return column.scaled(images, native_areas(example_rng.uniform(), *native_area))
+    return column.augmented(images, augmentation, example_rng, [example.get("text", []) for example in examples])

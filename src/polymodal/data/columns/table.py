@@ -13,7 +13,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import MAX_ROWS, BaseColumn, Column
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Table
-from polymodal.modalities.table import TableRow, TableRows, collate, column_statistics
+from polymodal.modalities.table import TableRow, TableRows, collate, column_statistics, replace_cells, sample_columns
 from polymodal.rng import ExampleRNG
 
 QUANTILES = 257  # stored for each numeric column
@@ -80,6 +80,11 @@ class TableColumn(BaseColumn):
 
     def __call__(self, rows: list[TableRow]) -> TableRows:
         return collate(rows, np.array(self.mean), np.array(self.std))
+
+    def corrupted(self, rows: TableRows, rate: float, example_rng: ExampleRNG) -> TableRows:
+        """Resample `rate` of each row's cells, rounded down, from their columns (SCARF, Bahri et al. 2022)."""
+        resampled = sample_columns(rows, int(rate * rows.missing.shape[1]), example_rng)
+        return replace_cells(rows, resampled, self.random_rows(example_rng))
 
     def random_rows(self, example_rng: ExampleRNG) -> TableRows:
         """Sample a row for each example, every cell from its column's marginal distribution over the training rows."""

@@ -16,6 +16,7 @@ from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Text
 from polymodal.modalities.text import Caption, TextTokenizer, Tokenizer, Tokens
+from polymodal.rng import ExampleRNG
 
 DRAWS = 8  # captions sampled of each row that a tokenizer is learned from
 
@@ -95,6 +96,16 @@ class TextColumn(TokenizedColumn):
     def sample_caption(self, captions: list[Caption], rng: np.random.Generator) -> str:
         """Sample a caption, its language by `language_shares`."""
         return self.text.choose(captions, rng)
+
+    def sample_captions(
+        self, captions: Sequence[list[Caption]], example_rng: ExampleRNG, optional: bool = False
+    ) -> list[str]:
+        """Sample a caption of each example.
+
+        optional: an example without captions has the empty text; without, UserError is raised for it.
+        """
+        each = zip(captions, example_rng.generators, strict=True)
+        return ["" if optional and not some else self.sample_caption(some, rng) for some, rng in each]
 
     def settings(self) -> dict[str, Any]:
         return {"language_shares": dict(self.text.language_shares)}

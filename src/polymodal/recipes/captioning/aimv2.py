@@ -23,23 +23,21 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.native_image import NativeImageColumn, native_areas
+from polymodal.data.columns.native_image import training_images
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.pools import pool_of
+from polymodal.data.pools import in_first_pool
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.encoders.prefix_image import Images, PrefixImageEncoderConfig, patches_of
+from polymodal.encoders.prefix_image import PrefixAttention, PrefixImageEncoderConfig, patches_of, sample_prefix
 from polymodal.encoders.swiglu_text import SwiGLUTextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT
 from polymodal.modalities.image import PatchedImages
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import END, Tokens
 from polymodal.models.dual_encoder import DualEncoderConfig
 from polymodal.models.locked_image_tuning import AttentionPoolHead, ContrastiveEncoder
@@ -63,20 +61,18 @@ paper = Paper(
 )
 
 
-class AIMv2Batch(TypedDict):
-    """prefix: number of first patches with bidirectional attention. captioned: whether the caption is predicted."""
-
-    image: Float[Tensor, "batch 3 size size"] | PatchedImages
-    prefix: Int[Tensor, " batch"]
-    text: Tokens
-    captioned: Bool[Tensor, " batch"]
-
-
 class LiTBatch(TypedDict):
     """Pairs of an image and a caption."""
 
     image: Float[Tensor, "batch 3 size size"] | PatchedImages
     text: Tokens
+
+
+class AIMv2Batch(LiTBatch):
+    """prefix: number of first patches with bidirectional attention. captioned: whether the caption is predicted."""
+
+    prefix: Int[Tensor, " batch"]
+    captioned: Bool[Tensor, " batch"]
 
 
 class AIMv2(ImageWriter):
@@ -140,7 +136,7 @@ class Recipe(TrainingRecipe):
     """Weight of the caption loss; 0: patches alone, as in AIM."""
     norm_pix_loss: bool = True
     """Normalize target patches by their own mean and variance (MAE)."""
-    attention: Literal["prefix", "bidirectional", "causal"] = "prefix"
+    attention: PrefixAttention = "prefix"
     """Encoder attention in pre-training: prefixes of random length, all patches (none is predicted), or one patch."""
     caption_fraction: UnitInterval = 1.0
     """Fraction of the images whose captions are predicted; of the others, and of those without, patches alone are."""
@@ -172,13 +168,7 @@ class Recipe(TrainingRecipe):
         )
 
     def columns(self) -> Declared:
-        colors = self.image.image_mean_std or ((), ())
-        image = (
-            NativeImageColumn(self.image.patch_size, 2 ** self.native_area[1], *colors)
-            if self.image.pos_embed == "sine"
-            else ImageColumn(self.image.image_size, *colors)
-        )
-        text = Sparse(TextColumn(self.text))
+        image, text = self.image.column(2 ** self.native_area[1]), Sparse(TextColumn(self.text))
         return {"image": image, "text": text, "answer": SharedColumn("text"), "question": SharedColumn("text")}
 
     def build(self, processor: Processor) -> AIMv2LiT | AIMv2 | ContrastiveEncoder:
@@ -197,34 +187,20 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> AIMv2Batch:
         """Augmented images, lengths of prefixes, and a caption of each where there is one."""
-        images = self._images(examples, processor, example_rng)
-        patches = patches_of(images, self.image.patch_size).lengths
-        sampled = 1 + (example_rng.uniform() * (patches - 1)).long()  # uniform in 1 .. I - 1
-        prefix = {"prefix": sampled, "bidirectional": patches, "causal": torch.ones_like(patches)}[self.attention]
-        fractions = (self.caption_fraction, 1 - self.caption_fraction)
         captions = [example.get("text", []) for example in examples]
-        every = ["\n".join(caption.text for caption in some) for some in captions]
-        captioned = torch.tensor([bool(text) and pool_of(text, fractions) == 0 for text in every])
-        each = zip(captions, example_rng.generators, strict=True)
-        texts = processor.text([processor.text.sample_caption(some, rng) if some else "" for some, rng in each])
+        images = training_images(processor.image, examples, self.augmentation, self.native_area, example_rng)
+        prefix = sample_prefix(patches_of(images, self.image.patch_size).lengths, self.attention, example_rng)
+        captioned = in_first_pool(captions, self.caption_fraction)
+        texts = processor.text(processor.text.sample_captions(captions, example_rng, optional=True))
         return {"image": images, "prefix": prefix, "text": texts, "captioned": captioned}
 
     def lit_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LiTBatch:
         """Augmented images and a caption of each."""
         if not all("text" in example for example in examples):
             raise UserError("LiT reads pairs, and an image has no caption: leave such out, or set --lit-fraction 0.")
-        images = self._images(examples, processor, example_rng)
-        each = zip(examples, example_rng.generators, strict=True)
-        texts = [processor.text.sample_caption(example["text"], rng) for example, rng in each]
+        images = training_images(processor.image, examples, self.augmentation, self.native_area, example_rng)
+        texts = processor.text.sample_captions([example["text"] for example in examples], example_rng)
         return {"image": images, "text": processor.text(texts)}
-
-    def _images(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Images:
-        images = [example["image"] for example in examples]
-        if self.image.pos_embed == "sine":
-            return processor.image.scaled(images, native_areas(example_rng.uniform(), *self.native_area))
-        flips = may_flip([example.get("text", []) for example in examples])
-        pixels = augment(processor.image.pixels(images), self.augmentation, example_rng, flips)
-        return processor.image.normalize(pixels)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -252,11 +228,6 @@ class Recipe(TrainingRecipe):
             native_area=(7, 12),
             lit_fraction=0.2,
             batch_size=8192,
-            optimizer=OptimizerConfig(
-                learning_rate=1e-3,
-                weight_decay=0.1,
-                betas=(0.9, 0.95),
-                min_lr_ratio=0.01,
-                warmup_ratio=12_500 / 1_500_000,
-            ),
+            # Learning rate 1e-3, its minimum 1e-5, and betas 0.9 and 0.95 are the defaults.
+            optimizer=dataclasses.replace(cls.optimizer, weight_decay=0.1, warmup_ratio=12_500 / 1_500_000),
         )

@@ -16,25 +16,24 @@ trained first, not DiT's; question answering (DocVQA) and layout analysis with a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.words import NO_FIELD, WordsColumn, first_pieces, random_windows
+from polymodal.data.columns.words import WordsColumn
 from polymodal.data.masks import expand_words, in_masked_patch, mask_blocks, mask_spans
+from polymodal.data.pages import LabelledPageBatch, MaskedPageBatch, PageImageBatch, labelled_pages, page_windows
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.encoders.pretrained_page import PretrainedPageConfig
 from polymodal.errors import UserError
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.modalities.document import PageTokens, Word
+from polymodal.models.page_classifier import PageClassifier
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.reduction import global_mean, mean_over
 from polymodal.rng import ExampleRNG
@@ -53,28 +52,7 @@ paper = Paper(
 )
 
 
-class ImageBatch(TypedDict):
-    image: Float[Tensor, "batch 3 size size"]
-
-
-class PageBatch(ImageBatch):
-    words: PageTokens
-
-
-class MaskedPageBatch(PageBatch):
-    """masked_words, masked_patches: True where masked."""
-
-    masked_words: Bool[Tensor, "batch length"]
-    masked_patches: Bool[Tensor, "batch patches"]
-
-
-class LabelledPageBatch(PageBatch):
-    """fields: class of the field at the first token of each word, `NO_FIELD` elsewhere."""
-
-    fields: Int[Tensor, "batch length"]
-
-
-class LayoutLMv3(nn.Module):
+class LayoutLMv3(PageClassifier):
     """Encoder of words and patches, image tokenizer, and the heads of MLM, MIM, WPA and token classification."""
 
     def __init__(self, recipe: Recipe, vocabulary: int, fields: int):
@@ -90,21 +68,9 @@ class LayoutLMv3(nn.Module):
         self.field_head = nn.Sequential(nn.Dropout(recipe.encoder.dropout), nn.Linear(width, fields))
         self.has_learned_fields = recipe.finetune_fraction > 0
 
-    def tokenizer_losses(self, batch: ImageBatch) -> dict[str, Tensor]:
+    def tokenizer_losses(self, batch: PageImageBatch) -> dict[str, Tensor]:
         """Return the losses of the image tokenizer."""
         return self.tokenizer.losses(batch["image"])
-
-    @mean_over("num_tagged")
-    def token_classification_losses(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the fields of tagged words."""
-        tokens, _ = self.encoder(batch["words"], batch["image"])
-        tagged = batch["fields"] != NO_FIELD
-        loss = masked_cross_entropy(self.field_head(tokens)[tagged], batch["fields"][tagged])
-        return {"token_classification": loss}
-
-    def num_tagged(self, batch: LabelledPageBatch) -> dict[str, Tensor]:
-        """Tokens with a field."""
-        return {"token_classification": (batch["fields"] != NO_FIELD).sum()}
 
     def pretraining_counts(self, batch: MaskedPageBatch) -> dict[str, Tensor]:
         """Masked words, masked patches, and visible words, which have an alignment."""
@@ -130,26 +96,6 @@ class LayoutLMv3(nn.Module):
             loss = F.binary_cross_entropy_with_logits(logits, aligned[visible].float(), reduction="sum")
             losses["wpa"] = global_mean(loss, len(logits))
         return losses
-
-    def classify_tokens(self, batch: PageBatch) -> Float[Tensor, "words fields"]:
-        """Return the field logits of all words of the batch, page by page, at the first token of each word."""
-        tokens, _ = self.encoder(batch["words"], batch["image"])
-        return self.field_head(tokens[first_pieces(batch["words"])])
-
-    def features(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch width"]]:
-        """Return the CLS token of words and image, and the mean of the patch tokens of the image alone."""
-        tokens = self.encode_page(batch)
-        return {"page": tokens["text"][:, 0], "image": tokens["image"].mean(1)}
-
-    def encode_page(self, batch: PageBatch) -> dict[str, Float[Tensor, "batch tokens width"]]:
-        """Return the tokens of the text and of the patches, and the patch tokens of the image alone."""
-        text, patches = self.encoder(batch["words"], batch["image"])
-        image = self.encoder.encode_image(batch["image"])
-        return {"text": text, "patches": patches[:, 1:], "image": image[:, 1:]}
-
-    def load_pretrained_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load released weights of the encoder; heads and image tokenizer stay random."""
-        self.encoder.load_layoutlmv3(weights)
 
 
 @dataclass(frozen=True)
@@ -214,13 +160,13 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> LayoutLMv3:
         return LayoutLMv3(self, processor.words.tokenizer.vocab_size, len(processor.words.fields))
 
-    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageBatch:
+    def image_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PageImageBatch:
         """Return the page images."""
         return processor(image=[example["image"] for example in examples])
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MaskedPageBatch:
         """Return a window of words of each page, its image, and the masks of both."""
-        batch = self._windows(examples, processor, example_rng)[1]
+        batch = page_windows(examples, processor, self.max_words, example_rng)[1]
         of_word = batch["words"].word
         counts = (of_word.max(1).values + 1).tolist()
         spans = mask_spans(counts, self.mlm_probability, example_rng, self.mean_span_length)
@@ -231,14 +177,7 @@ class Recipe(TrainingRecipe):
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> LabelledPageBatch:
         """Return a window of words of each page, its image, and the fields of the words."""
-        pages, batch = self._windows(examples, processor, example_rng)
-        return {**batch, "fields": processor.words.field_numbers(pages, batch["words"])}
-
-    def _windows(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> tuple[list[list[Word]], PageBatch]:
-        pages = random_windows([example["words"] for example in examples], self.max_words, example_rng)
-        return pages, processor(words=pages, image=[example["image"] for example in examples])
+        return labelled_pages(examples, processor, self.max_words, example_rng)
 
     @classmethod
     def tiny(cls) -> Recipe:

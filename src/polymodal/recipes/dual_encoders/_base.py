@@ -22,13 +22,13 @@ from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.logit_scale import CLIP_INIT, CLIP_MAX
-from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation, may_flip
+from polymodal.modalities.image_augmentation import NONE, WEAK, ImageAugmentation
 from polymodal.modalities.text_augmentation import without_words
 from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel, ImageTextBatch
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe, around
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Example
 
 # What learns most of `emoji` in half a minute on two cores; a transformer block on top gained nothing there.
@@ -116,6 +116,7 @@ class DualEncoderRecipe(TrainingRecipe):
     }
     """Learning rates are a quarter of what the width would give: with blocks, the defaults' learn nothing
     (`benchmarks/size_sweep.py`)."""
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"logit_scale_init": (2,)}
 
     @classmethod
     def tiny(cls: type[AnyRecipe]) -> AnyRecipe:
@@ -140,10 +141,6 @@ class DualEncoderRecipe(TrainingRecipe):
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
 
-    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
-        """Return learning rates and values of the logit scale at the start around the recipe's own."""
-        return self._learning_rates() | {"logit_scale_init": around(self.logit_scale_init, 2)}
-
     def columns(self) -> Declared:
         """The encoders' image size, colors and tokenizer; what they do not bring is learned on the training split."""
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
@@ -151,13 +148,12 @@ class DualEncoderRecipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
         """One augmented view of each image and one of its captions."""
-        images, flip = [example["image"] for example in examples], may_flip([example["text"] for example in examples])
-        (image,) = processor.image.views(images, [self.augmentation], example_rng, flip)
+        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
+        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
         return {"image": image, "text": processor.text(self.sample_captions(examples, processor.text, example_rng))}
 
     def sample_captions(self, examples: list[Example], text: TextColumn, example_rng: ExampleRNG) -> list[str]:
         """One of the captions of each, without some of its words."""
-        each = zip(examples, example_rng.generators, strict=True)
-        return [
-            without_words(text.sample_caption(example["text"], rng), self.word_dropout, rng) for example, rng in each
-        ]
+        captions = text.sample_captions([example["text"] for example in examples], example_rng)
+        each = zip(captions, example_rng.generators, strict=True)
+        return [without_words(caption, self.word_dropout, rng) for caption, rng in each]

@@ -34,7 +34,7 @@ from polymodal.errors import UserError
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.momentum_encoder import MomentumEncoder
 from polymodal.layers.projection_head import projection_heads
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, may_flip
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation
 from polymodal.modalities.text import Tokens
 from polymodal.modalities.text_augmentation import TextAugmentation, without_stop_words
 from polymodal.objectives.multi_view import Views, barlip_loss, cl2l_loss, siamlip_loss, swalip_loss
@@ -199,9 +199,9 @@ class Recipe(DualEncoderRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MultiViewBatch:
         """image, text: the global views; local_image, local_text: K local ones, one after the other along the batch."""
-        images, flip = [example["image"] for example in examples], may_flip([example["text"] for example in examples])
+        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
         strong = [self.strong_augmentation] * self.num_strong_views
-        image, *local_images = processor.image.views(images, [self.augmentation, *strong], example_rng, flip)
+        image, *local_images = processor.image.views(images, [self.augmentation, *strong], example_rng, captions)
         texts = self.sample_captions(examples, processor.text, example_rng)
         if self.weak_stop_words:
             pairs = zip(texts, example_rng.generators, strict=True)

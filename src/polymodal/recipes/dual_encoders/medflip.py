@@ -12,8 +12,9 @@ encoder; text vectors of the last layer alone (MedCLIP averages layers 1, 2 and 
 prompts (MedCLIP takes the most similar); no unpaired images and sentences, no color jitter or random turns; and an
 image or text of which no entity is known has its own pair as the target.
 
-Terms: masking module = Recipe.masked_batch, fusion module = entity_targets, Medical-SVD loss = losses.svd, unmasked
-tuning = Recipe.stages, semantic matching loss = losses.contrastive.
+Terms: masking module = Recipe.masked_batch, fusion module =
+objectives.multi_positive.entity_targets, Medical-SVD loss = losses.svd, unmasked tuning = Recipe.stages, semantic
+matching loss = losses.contrastive.
 """
 
 from __future__ import annotations
@@ -29,20 +30,17 @@ from torch.nn import functional as F
 
 from polymodal.constraints import DecayRate, NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.entities import CHEXPERT, EntitiesColumn
-from polymodal.data.masks import mask_patches, restore_indices, visible_indices
+from polymodal.data.masks import sample_visible
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import bert, vit
 from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.errors import UserError
-from polymodal.layers.patches import patchify_nd
-from polymodal.modalities.image_augmentation import ImageAugmentation, augment, may_flip
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens
-from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, report_sentences, without_words
+from polymodal.modalities.text_augmentation import TextAugmentation, augment_text, sample_sentence, without_words
 from polymodal.models.masked_autoencoder import MaskedAutoencoderConfig, MaskedDecoder
-from polymodal.objectives.contrastive import info_nce
-from polymodal.objectives.masked_modeling import normalize_patches
-from polymodal.objectives.multi_positive import entity_targets, soft_target_contrastive
+from polymodal.objectives.multi_positive import semantic_matching_loss
 from polymodal.objectives.spectral import singular_value_loss
 from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
 from polymodal.rng import ExampleRNG
@@ -90,7 +88,9 @@ class MedFLIP(DualEncoder):
         tokens, pooled = self.image_encoder(batch["image"], kept)
         encoded["image"] = F.normalize(self.image_projection(pooled), dim=-1)
         if self.recipe.reconstruction_weight:
-            encoded["reconstruction"] = self._reconstruction(batch["image"], kept, tokens, pooled)
+            # The pooled vector stands for the class token.
+            visible = torch.cat([pooled[:, None], tokens], 1)
+            encoded["reconstruction"] = self.decoder.reconstruction_errors(batch["image"], visible, kept)
         return encoded
 
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +98,9 @@ class MedFLIP(DualEncoder):
         svd: the Medical-SVD loss. reconstruction: of the masked patches (MAE). The last two with their weights."""
         recipe, image = self.recipe, encoded["image"]
         texts = [encoded[name] for name in ("text", "augmented_text") if name in encoded]
-        losses = {"contrastive": torch.stack([self._contrastive(image, text, encoded) for text in texts]).mean()}
+        entities, scale = (encoded["image_entities"], encoded["text_entities"]), recipe.target_scale
+        contrasts = [semantic_matching_loss(image, text, *entities, self.logit_scale(), scale) for text in texts]
+        losses = {"contrastive": torch.stack(contrasts).mean()}
         if recipe.svd_weight:
             losses["svd"] = recipe.svd_weight * singular_value_loss(image, texts[0], recipe.svd_loss)
         if "reconstruction" in encoded:
@@ -108,23 +110,6 @@ class MedFLIP(DualEncoder):
     @two_halves("encode", "contrastive_losses")
     def losses(self, batch: EntityBatch) -> dict[str, Tensor]:  # type: ignore[override]
         return self.contrastive_losses(self.encode(batch))
-
-    def _contrastive(self, image: Tensor, text: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-        # Targets have no gradient, which gradient caching would look for.
-        of_image, of_text = encoded["image_entities"].detach(), encoded["text_entities"].detach()
-        if not of_image.shape[1]:
-            return info_nce(image, text, self.logit_scale())
-        scale = self.recipe.target_scale
-        to_text, to_image = entity_targets(of_image, of_text, scale), entity_targets(of_text, of_image, scale)
-        return soft_target_contrastive(image, text, to_text, self.logit_scale(), to_image)
-
-    def _reconstruction(self, image: Tensor, kept: Tensor, tokens: Tensor, pooled: Tensor) -> Float[Tensor, " batch"]:
-        """Mean squared error over the masked patches of each image; the pooled vector stands for the class token."""
-        patches = patchify_nd(image, (self.recipe.image.patch_size,) * 2)
-        masked = torch.ones(patches.shape[:2], dtype=torch.bool, device=image.device).scatter(1, kept, False)
-        predicted = self.decoder(torch.cat([pooled[:, None], tokens], 1), restore_indices(masked))
-        errors = (predicted - normalize_patches(patches)).square().mean(-1) * masked
-        return errors.sum(1) / masked.sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -200,22 +185,16 @@ class Recipe(DualEncoderRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> EntityBatch:
         """An augmented view of each whole image, a sentence of one of its captions, and the entities of both."""
-        pixels = processor.image.pixels([example["image"] for example in examples])
-        pixels = augment(pixels, self.augmentation, example_rng, may_flip([example["text"] for example in examples]))
-        texts, rngs, column = [], example_rng.generators, processor.entities_of_image
-        for example, rng in zip(examples, rngs, strict=True):
-            text = processor.text.sample_caption(example["text"], rng)
-            sentences = report_sentences(text) if self.sentences else [text]
-            texts.append(sentences[int(rng.integers(len(sentences)))])
-        of_image = [example["entities_of_image"] for example in examples]
-        of_text = of_image if self.entity_source == "label" else [column.of_text(text) for text in texts]
+        names = ("image", "text", "entities_of_image")
+        images, captions, entities = ([example[name] for example in examples] for name in names)
+        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
+        texts, rngs = processor.text.sample_captions(captions, example_rng), example_rng.generators
+        if self.sentences:
+            texts = [sample_sentence(text, rng) for text, rng in zip(texts, rngs, strict=True)]
+        of_image, of_text = processor.entities_of_image.of_pairs(entities, texts)
         inputs = [without_words(text, self.word_dropout, rng) for text, rng in zip(texts, rngs, strict=True)]
-        batch = EntityBatch(
-            image=processor.image.normalize(pixels),
-            text=processor.text(inputs),
-            image_entities=column(of_image),
-            text_entities=column(of_text),
-        )
+        text = processor.text(inputs)
+        batch = EntityBatch(image=image, text=text, image_entities=of_image, text_entities=of_text)
         if self.second_text:
             views = [augment_text(text, self.text_augmentation, rng) for text, rng in zip(texts, rngs, strict=True)]
             batch["augmented_text"] = processor.text(views)
@@ -224,8 +203,7 @@ class Recipe(DualEncoderRecipe):
     def masked_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> EntityBatch:
         """The same batch, of which the encoder sees a random part of the patches of every image, sampled each time."""
         batch = self.training_batch(examples, processor, example_rng)
-        masked = mask_patches(self.image.num_patches, 1 - self.num_kept / self.image.num_patches, example_rng)
-        return batch | {"kept": visible_indices(masked)}
+        return batch | {"kept": sample_visible(self.image.num_patches, self.num_kept, example_rng)}
 
     @classmethod
     def tiny(cls) -> Recipe:

@@ -13,42 +13,48 @@ Terms: f_{s,t} = FlowMap, c_skip and c_out = flow_map_coefficients, r(s,t) = IMM
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.label import LabelColumn
-from polymodal.data.columns.text import TextColumn
-from polymodal.data.conditions import ConditionBatch, conditions, drop_conditions
-from polymodal.data.processor import Declared, Optional, Processor
+from polymodal.data.conditions import (
+    ConditionBatch,
+    GenerationBatch,
+    condition_columns,
+    condition_sizes,
+    generation_batch,
+)
+from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.condition import ConditionEncoder
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.diffusion_transformer import DiffusionTransformer
-from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, augment
+from polymodal.modalities.image_augmentation import NONE, ImageAugmentation
 from polymodal.models.flow_map import FlowMap, Images, TimeInput
 from polymodal.objectives.diffusion import (
     SIGMA_DATA,
     FlowMapType,
     NoiseSchedule,
+    TimeDistribution,
     Times,
     add_noise,
+    check_sampling_times,
     ddim_step,
     eta_from_time,
     flow_map_coefficients,
     flow_matching_loss,
     loss_weight,
+    sample_times,
     sampling_times,
     time_from_eta,
 )
 from polymodal.objectives.mmd import laplace_mmd
 from polymodal.rng import ExampleRNG
-from polymodal.training.optimizer import OptimizerConfig
+from polymodal.training.optimizer import ADAM, OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Example, Paper
 
@@ -63,13 +69,6 @@ paper = Paper(
 
 MIN_GAP = 1e-4  # between t and r
 MIN_COEFFICIENT = 1e-3  # of |c_out(s, t)|, which is 0 at s = t
-LOG_NORMAL = (-1.1, 2.0)  # mean and standard deviation of log eta
-
-
-class GenerationBatch(ConditionBatch):
-    """Normalized images and the conditions that they are generated from."""
-
-    image: Float[Tensor, "batch 3 size size"]
 
 
 class IMM(nn.Module):
@@ -96,7 +95,9 @@ class IMM(nn.Module):
         condition = self.flow_map.condition(batch).expand(len(data), -1)
         num_particles = min(recipe.num_particles, len(data)) if recipe.objective == "mmd" else 1
         groups = len(data) // num_particles
-        t = self.sample_times(groups, data.device)
+        t = sample_times(
+            groups, recipe.t_min, recipe.t_max, recipe.time_distribution, recipe.noise_schedule, data.device
+        )
         s = recipe.t_min + (t - recipe.t_min) * torch.rand(groups, device=data.device)
         if recipe.objective == "flow":
             velocity = self.flow_map.network(add_noise(data, noise, t), s, t, condition)
@@ -122,15 +123,6 @@ class IMM(nn.Module):
             return {"consistency": (weight * kernel_weight * error).mean()}
         return {"mmd": (weight * laplace_mmd(y_t, y_r, kernel_weight)).mean()}
 
-    def sample_times(self, count: int, device: torch.device) -> Times:
-        """Sample t from U(t_min, t_max), or eta from a log-normal distribution."""
-        recipe = self.recipe
-        if recipe.time_distribution == "uniform":
-            return recipe.t_min + (recipe.t_max - recipe.t_min) * torch.rand(count, device=device)
-        mean, std = LOG_NORMAL
-        eta = (mean + std * torch.randn(count, device=device)).exp()
-        return time_from_eta(eta, recipe.noise_schedule).clamp(recipe.t_min, recipe.t_max)
-
     def mapping(self, s: Times, t: Times) -> Times:
         """Return r(s, t) = max(s, eta^-1(eta_t - (eta_max - eta_min) / 2^k)), at least a gap below t or s itself."""
         recipe, schedule = self.recipe, self.recipe.noise_schedule
@@ -139,18 +131,14 @@ class IMM(nn.Module):
         r = time_from_eta(eta.clamp(min=0.0), schedule).to(t.dtype)
         return torch.maximum(torch.minimum(r, t - MIN_GAP), s)
 
-    @torch.no_grad()
     def generate_images(self, batch: ConditionBatch, steps: int, generator: torch.Generator | None = None) -> Images:
         """Generate an image for each condition, normalized as the processor's, in `steps` steps."""
-        recipe, condition = self.recipe, self.flow_map.condition(batch)
-        count = len(condition) if condition.ndim > 1 else int(batch["num_images"])
-        noise = SIGMA_DATA * torch.randn((count, 3, recipe.image_size, recipe.image_size), generator=generator)
+        recipe = self.recipe
         times = sampling_times(
             recipe.t_max, recipe.t_min, steps, recipe.noise_schedule, recipe.discretization, recipe.mid_nt
         )
-        condition, restart = condition.expand(count, -1), recipe.sampler == "restart"
-        x = noise.to(condition.device)
-        return self.flow_map.sample(x, times.to(x), condition, recipe.cfg_scale, restart, generator) / SIGMA_DATA
+        shape, restart = (3, recipe.image_size, recipe.image_size), recipe.sampler == "restart"
+        return self.flow_map.generate(batch, shape, times, recipe.cfg_scale, restart, generator)
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ class Recipe(TrainingRecipe):
     """Second time input of the network: s, t - s, or none, as flow matching has it."""
     noise_schedule: NoiseSchedule = "fm"
     """How data become noise; flow and euler_fm take fm only."""
-    time_distribution: Literal["uniform", "log_normal"] = "uniform"
+    time_distribution: TimeDistribution = "uniform"
     """Of t in training; log_normal is that of eta = sigma / alpha, with mean -1.1 and standard deviation 2."""
     mapping_k: NonNegativeInt = 8
     """k of r(s,t): r is 1/2^k of the largest eta before t. 12 to 15 in the paper, whose training is a thousand times as
@@ -212,35 +200,21 @@ class Recipe(TrainingRecipe):
     }
 
     def columns(self) -> Declared:
-        given = {"label": Optional(LabelColumn()), "text": Optional(TextColumn(self.text))}
-        return {"image": ImageColumn(self.image_size), **{name: given[name] for name in dict.fromkeys(self.conditions)}}
+        return {"image": ImageColumn(self.image_size), **condition_columns(self.conditions, self.text)}
 
     def build(self, processor: Processor) -> IMM:
         if self.objective == "mmd" and self.batch_size % self.num_particles:
             raise UserError(f"A batch of {self.batch_size} has no whole groups of {self.num_particles} particles.")
-        if self.t_min >= self.t_max:
-            raise UserError("--t-min, the end of sampling, is below --t-max.")
-        with torch.device("cpu"):  # also where the model is built on the meta device
-            steps = len(self.mid_nt) + 1
-            times = sampling_times(self.t_max, self.t_min, steps, self.noise_schedule, mid_nt=self.mid_nt)
-        if (times.diff() >= 0).any():
-            raise UserError("--mid-nt are decreasing etas, below that of --t-max and above that of --t-min.")
+        check_sampling_times(self.t_max, self.t_min, self.noise_schedule, self.mid_nt)
         if self.objective != "flow" and self.t_max == 1:
             raise UserError("--t-max is below 1, where sigma / alpha is infinite and r(s,t) is always s.")
         if self.objective == "flow" and self.f_type != "euler_fm":
             raise UserError("Flow matching goes with --f-type euler_fm.")
-        if self.f_type == "euler_fm" and self.noise_schedule != "fm":
-            raise UserError("--f-type euler_fm goes with --noise-schedule fm.")
-        label, text = (getattr(processor, name, None) for name in ("label", "text"))
-        return IMM(self, len(label.names) if label else 0, text.tokenizer.vocab_size if text else 0)
+        return IMM(self, *condition_sizes(processor))
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GenerationBatch:
         """Collate images, their conditions, and which of these are dropped."""
-        pixels = processor.image.pixels([example["image"] for example in examples])
-        image = processor.image.normalize(augment(pixels, self.augmentation, example_rng))
-        batch: GenerationBatch = {"image": image, **conditions(processor, examples, example_rng.generators)}
-        drop_conditions(batch, self.cond_drop_prob, example_rng)
-        return batch
+        return generation_batch(examples, processor, self.augmentation, self.cond_drop_prob, example_rng)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -253,9 +227,7 @@ class Recipe(TrainingRecipe):
         """Unconditional CIFAR-10 (released configuration; table 6 of the method's paper), with DiT-B for the U-Net."""
         return cls(
             batch_size=4096,
-            optimizer=OptimizerConfig(
-                1e-4, 0.0, (0.9, 0.999), 1e-8, "constant", warmup_ratio=0.0, max_grad_norm=0.0, ema_decay=0.9999
-            ),
+            optimizer=replace(ADAM, learning_rate=1e-4, ema_decay=0.9999),
             image_size=32,
             width=768,
             depth=12,

@@ -25,20 +25,20 @@ from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_mixture
 from polymodal.data.conversation import IMAGE, MESSAGES, Turn
+from polymodal.data.conversation_batches import image_conversations, text_conversations
 from polymodal.data.instructions import (
-    TASKS,
-    caption_turns,
+    any_task_turns,
     choice,
     exchanged,
+    instruction_turns,
     longest_caption,
-    ocr_turn,
-    question_turns,
+    task_conversation,
 )
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.encoders.presets import INTERNLM2_1_8B
 from polymodal.modalities import Conversations, Image, Questions, Text
-from polymodal.modalities.conversation import without_images
 from polymodal.recipes.language_models._base import MonolithRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.optimizer import OptimizerConfig
@@ -104,8 +104,8 @@ class Recipe(MonolithRecipe):
         if not self.freeze_llm:
             visual = tasks = ("*",)
         language, *evip, instructions = self.stage_fractions
-        text_corpus = partial(_opened, self.text_corpus) if self.text_corpus else None
-        concept_corpus = partial(_opened, self.concept_corpus) if self.concept_corpus else None
+        named = (self.text_corpus, self.concept_corpus)
+        text_corpus, concept_corpus = (partial(_opened, name) if name else None for name in named)
         stages = [
             Stage("concepts", evip[0], visual, corpus=concept_corpus, batch="concept_batch"),
             Stage("semantics", evip[1], visual, batch="semantic_batch"),
@@ -141,17 +141,7 @@ class Recipe(MonolithRecipe):
     def text_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Texts without images: conversations, or what there is about an example in any order, then questions that it
         answers."""
-        form, said = processor.conversation, []
-        for example, rng in zip(examples, example_rng.generators, strict=True):
-            if MESSAGES in example:
-                said.append(form.dialogue(without_images(example[MESSAGES])))
-                continue
-            captions = example.get("text", [])
-            turns = [Turn(captions[number].text) for number in rng.permutation(len(captions))]
-            if "questions" in example:
-                turns += question_turns(example, rng, self.max_turns, self.cot_fraction)
-            said.append(form.sequence(None, turns))
-        return {"sequences": form.pack(said)}
+        return text_conversations(examples, processor, self.max_turns, self.cot_fraction, example_rng)
 
     def concept_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """A caption of each image, some of which belong to another one."""
@@ -182,42 +172,23 @@ class Recipe(MonolithRecipe):
         each = enumerate(zip(stages, examples, example_rng.generators, strict=True))
         said = {n: self._conversation(*one) for n, one in each if MESSAGES not in examples[n]}
         concepts = [n for n in said if stages[n] == CONCEPTS and "text" in examples[n]]
-        if concepts:
-            wrong = (example_rng.uniform() < self.caption_noise).tolist()
-            captions = exchanged([said[number][1][0].answer for number in concepts], [wrong[n] for n in concepts])
-            for number, caption in zip(concepts, captions, strict=True):
-                said[number] = (said[number][0], [Turn(caption)])
-        form = processor.conversation
-        rows = [
-            form.sequence(*said[number], self.max_tiles[stage])
-            if number in said
-            else form.dialogue(examples[number][MESSAGES], self.max_tiles[stage])
-            for number, stage in enumerate(stages)
-        ]
-        return {"sequences": form.pack(rows)}
+        wrong = (example_rng.uniform() < self.caption_noise).tolist()
+        captions = exchanged([said[n][1][0].answer for n in concepts], [wrong[n] for n in concepts])
+        said |= {n: (said[n][0], [Turn(caption)]) for n, caption in zip(concepts, captions, strict=True)}
+        return image_conversations(examples, processor, said, [self.max_tiles[stage] for stage in stages])
 
     def _conversation(self, stage: int, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, list[Turn]]:
         """An image, and what is said of it in this stage."""
         image = example[IMAGE]
         if "text" not in example:
-            tasks = [ask for name, ask in TASKS.items() if name in example]
-            return image, choice(tasks, rng)(example, rng, self.max_turns) if tasks else []
+            return image, any_task_turns(example, rng, self.max_turns)
         if stage == CONCEPTS:
             return image, [Turn(choice(example["text"], rng).text)]
         if stage == SEMANTICS:
             return image, [Turn(longest_caption(example))]
         if stage == INSTRUCTIONS:
-            if "questions" in example and rng.random() < 0.75:
-                return image, question_turns(example, rng, self.max_turns, self.cot_fraction)
-            return image, caption_turns(example, rng, self.max_turns)
-        tasks = [ask for name, ask in TASKS.items() if name in example]
-        number = int(rng.integers(len(tasks) + 1))
-        if number < len(tasks):
-            return image, tasks[number](example, rng, self.max_turns)
-        if (rendered := ocr_turn(example, rng)) is None:
-            return image, choice(tasks, rng)(example, rng, self.max_turns)
-        page, words = rendered
-        return page, [Turn(words, "What is written there?")]
+            return image, instruction_turns(example, rng, self.max_turns, self.cot_fraction)
+        return task_conversation(example, rng, self.max_turns)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -237,18 +208,7 @@ class Recipe(MonolithRecipe):
     def paper(cls) -> Recipe:
         """InternLM2-1.8B with visual experts (section 4.1; released model configuration)."""
         return cls(
-            language_model=LanguageModelConfig(
-                vocab_size=92_553,
-                context_length=8192,
-                width=2048,
-                depth=24,
-                num_heads=16,
-                num_kv_heads=8,
-                mlp_dim=8192,
-                rope_theta=1e6,
-                norm_eps=1e-5,
-                tie_word_embeddings=False,
-            ),
+            language_model=replace(INTERNLM2_1_8B, vocab_size=92_553, context_length=8192),
             tile_size=448,
             patch_size=14,
             patch_embed_dim=1024,

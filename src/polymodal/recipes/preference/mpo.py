@@ -29,7 +29,7 @@ from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch, pad_sequences
 from polymodal.encoders.pretrained import PretrainedConfig
-from polymodal.errors import MissingModality, UserError
+from polymodal.errors import UserError
 from polymodal.layers.lora import merged_parameters
 from polymodal.modalities import Preferences
 from polymodal.modalities.preference import Preference
@@ -180,12 +180,7 @@ class Recipe(MonolithRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise UserError: the corpus has no preferences."""
-        if not corpus.has_modality(Preferences):
-            message = (
-                f"The corpus '{corpus.name}' has no preferences to learn from; make some with: "
-                f"polymodal sample-preferences RUN.{corpus.hint}"
-            )
-            raise MissingModality(message, "preferences")
+        corpus.require(Preferences, "preferences", "make some with: polymodal sample-preferences RUN")
         return [corpus]
 
     def build(self, processor: Processor) -> MPO:

@@ -8,9 +8,9 @@ prototype. Both sides are decoded from the sum, so that a prototype's words expl
 The paper turns images into words by a captioner; here, the second graph is of shared facts, and words are of the text
 alone.
 
-Terms: MacridVAE = MacridVAE, prototype assignment = MacridVAE.prototype_assignment, cross attention = gated_attention,
-ELBO of interactions = losses.item_nll, ELBO of words = losses.text_nll, mutual information regularizer =
-losses.mutual_information, interpretability = DGVAE.explain.
+Terms: MacridVAE = models.macrid_vae.MacridVAE, prototype assignment = MacridVAE.prototype_assignment, cross attention =
+gated_attention, ELBO of interactions = losses.item_nll, ELBO of words = losses.text_nll, mutual information regularizer
+= losses.mutual_information, interpretability = DGVAE.explain.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from torch.nn import functional as F
 from polymodal.constraints import DecayRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.history import HistoryColumn
 from polymodal.data.processor import Declared, Processor
-from polymodal.layers.graph import propagate, symmetric_weights
+from polymodal.layers.graph import symmetric_weights
+from polymodal.models.macrid_vae import Latents, MacridVAE
 from polymodal.objectives.mutual_information import jensen_shannon_loss
-from polymodal.objectives.variational import kl_divergence, kl_weight, reparameterize
+from polymodal.objectives.variational import kl_divergence, kl_weight, multinomial_nll
 from polymodal.rng import ExampleRNG
-from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe, around
+from polymodal.training.optimizer import ADAM, OptimizerConfig
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Example, Paper
 
 paper = Paper(
@@ -43,63 +44,12 @@ paper = Paper(
     code="enoche/DGVAE@460a3682c7379442cd88285d1e6799a61efe4652",
 )
 
-Latents = Float[Tensor, "batch prototypes dim"]
-LogProbs = Float[Tensor, "batch prototypes entries"]  # of each prototype, not normalized
-Assignment = Float[Tensor, "entries prototypes"]
-
 
 def gated_attention(queries: Latents, values: Latents) -> Latents:
     """Return [tanh(Q Xᵀ) * sigmoid(D - mean of D's row)] X with D the negative L1 distances (section III-D)."""
     distance = -torch.cdist(queries, values, p=1)
     gate = torch.sigmoid(distance - distance.mean(-1, keepdim=True))
     return (torch.tanh(queries @ values.transpose(1, 2)) * gate) @ values
-
-
-class MacridVAE(nn.Module):
-    """VAE of interactions with prototypes (Ma et al. 2019), whose inputs are smoothed over a graph.
-
-    Entries are items, or words for the text side. One linear layer encodes all prototypes.
-    """
-
-    def __init__(self, recipe: Recipe, count: int):
-        super().__init__()
-        self.recipe = recipe
-        self.item_embeddings = nn.Parameter(torch.empty(count, recipe.embed_dim))
-        self.prototypes = nn.Parameter(torch.empty(recipe.num_prototypes, recipe.embed_dim))
-        self.encoder = nn.Linear(count, 2 * recipe.embed_dim)
-        for weight in (self.item_embeddings, self.prototypes, self.encoder.weight):
-            nn.init.xavier_normal_(weight)
-        nn.init.normal_(self.encoder.bias, std=0.01)
-
-    def prototype_assignment(self) -> Assignment:
-        """Return the probability of each prototype for each entry; sampled by Gumbel softmax in training."""
-        items, prototypes = F.normalize(self.item_embeddings, dim=1), F.normalize(self.prototypes, dim=1)
-        logits = items @ prototypes.T / self.recipe.temperature
-        return F.gumbel_softmax(logits, dim=1) if self.training else logits.softmax(1)
-
-    def encode(
-        self,
-        interactions: Float[Tensor, "batch entries"],
-        assignment: Assignment,
-        graph: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Latents, Latents]:
-        """Return a latent of unit length for each prototype, and its log-variance relative to the prior's.
-
-        graph: edges and their weights; None is the graph of self-loops.
-        """
-        x = F.normalize(interactions[:, None, :] * assignment.T, dim=-1)
-        smoothed = x if graph is None else propagate(x, *graph, self.recipe.num_gcn_layers)
-        x = F.dropout((smoothed + x) / 2, self.recipe.dropout, self.training)
-        mean, negative_log_variance = self.encoder(x).chunk(2, dim=-1)
-        mean, log_variance = F.normalize(mean, dim=-1), -negative_log_variance
-        if self.training:
-            mean = F.normalize(reparameterize(mean, log_variance, self.recipe.prior_std), dim=-1)
-        return mean, log_variance
-
-    def decode(self, latents: Latents, assignment: Assignment) -> LogProbs:
-        """Return log(c_ik exp(z_k e_i / tau)); its logsumexp over prototypes is an entry's logit."""
-        similarity = latents @ F.normalize(self.item_embeddings, dim=1).T / self.recipe.temperature
-        return assignment.clamp(min=1e-20).log().T + similarity.float()
 
 
 class HistoryBatch(TypedDict):
@@ -121,8 +71,8 @@ class DGVAE(nn.Module):
         self.recipe = recipe
         count = len(history.catalogue)
         self.vocabulary, words = history.words() if recipe.use_text else ([], torch.zeros(count, 0))
-        self.rating_vae = MacridVAE(recipe, count)
-        self.text_vae = MacridVAE(recipe, len(self.vocabulary)) if recipe.use_text else None
+        self.rating_vae = recipe.macrid_vae(count)
+        self.text_vae = recipe.macrid_vae(len(self.vocabulary)) if recipe.use_text else None
         self.register_buffer("item_words", words, persistent=False)
         # A = 0.96 A_text + 0.04 A_facts, each normalized by the numbers of neighbors of both items.
         graphs = history.text_neighbors(recipe.knn_k), history.fact_neighbors(recipe.knn_k)
@@ -167,17 +117,13 @@ class DGVAE(nn.Module):
         """Return item_nll and text_nll (negative ELBOs) and mutual_information, each with its weight."""
         recipe, output = self.recipe, self(batch["history"])
         beta = kl_weight(self.updates, recipe.kl_anneal_steps, recipe.kl_weight)
-        item_nll = self._cross_entropy(output["items"], batch["history"])
+        item_nll = multinomial_nll(output["items"].logsumexp(1), batch["history"])
         losses = {"item_nll": item_nll + beta * kl_divergence(output["item_log_variance"])}
         if self.text_vae is not None:
-            text_nll = self._cross_entropy(output["words"], output["text"])
+            text_nll = multinomial_nll(output["words"].logsumexp(1), output["text"])
             losses["text_nll"] = recipe.text_weight * (text_nll + beta * kl_divergence(output["word_log_variance"]))
             losses["mutual_information"] = recipe.mi_weight * output["mutual_information"]
         return losses
-
-    @staticmethod
-    def _cross_entropy(log_probs: LogProbs, target: Float[Tensor, "batch entries"]) -> Float[Tensor, ""]:
-        return -(target * log_probs.logsumexp(1).log_softmax(-1)).sum(-1).mean()
 
     def recommend(self, batch: HistoryBatch) -> Float[Tensor, "batch items"]:
         """Return the logits of all items, including those of the history."""
@@ -239,13 +185,22 @@ class Recipe(TrainingRecipe):
         "base": {"batch_size": 512},
     }
     """Embeddings of the defaults are those of the paper."""
-
-    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
-        """Return learning rates and values of the temperature around the recipe's own."""
-        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.5, 2)}
 
     def columns(self) -> Declared:
         return {"history": HistoryColumn()}
+
+    def macrid_vae(self, entries: int) -> MacridVAE:
+        """Return the VAE of one side. entries: number of items or words."""
+        return MacridVAE(
+            entries,
+            self.embed_dim,
+            self.num_prototypes,
+            self.temperature,
+            self.prior_std,
+            self.dropout,
+            self.num_gcn_layers,
+        )
 
     def build(self, processor: Processor) -> DGVAE:
         return DGVAE(self, processor.history)
@@ -262,8 +217,5 @@ class Recipe(TrainingRecipe):
     @classmethod
     def paper(cls) -> Recipe:
         """Return the Amazon Baby preset (released run-baby.sh and main.py); Adam without schedule or clipping."""
-        optimizer = OptimizerConfig(
-            1e-3, 0.0, (0.9, 0.999), 1e-8, lr_scheduler="constant", warmup_ratio=0.0, max_grad_norm=0.0
-        )
         # min(0.2, updates / 20000) reaches 0.2 after 4000 updates.
-        return cls(batch_size=512, optimizer=optimizer, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)
+        return cls(batch_size=512, optimizer=ADAM, num_prototypes=3, mi_weight=0.4, kl_anneal_steps=4000)

@@ -6,19 +6,17 @@ pairs with hard negatives, and reconstructs masked cells from the image and the 
 cells have the same token, so that fine-tuned models degrade little when cells are missing (section 3 of the paper).
 
 Terms: ITC = losses.itc, ITM = losses.itm, MTR (masked tabular reconstruction) = losses.mtr, tabular encoder =
-TIP.encode_table, ensemble of linear heads = TIPClassifier.classify.
+TIP.encode_table, ensemble of linear heads = models.feature_classifier.FeatureClassifier.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
@@ -31,15 +29,16 @@ from polymodal.errors import UserError
 from polymodal.layers.cross_attention import CrossAttentionTransformer
 from polymodal.layers.masked_table_head import MaskedTableHead
 from polymodal.layers.projection_head import ProjectionHead
-from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation, augment
-from polymodal.modalities.table import TableRows, drop_values, replace_cells, sample_columns
+from polymodal.modalities.image_augmentation import STRONG, ImageAugmentation
+from polymodal.modalities.table import TableRows, drop_values_at_random_rate, sample_columns
+from polymodal.models.feature_classifier import FeatureClassifier
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_table_loss
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
-from polymodal.training.optimizer import OptimizerConfig
-from polymodal.training.recipe import TrainingRecipe, around
+from polymodal.training.optimizer import ADAM
+from polymodal.training.recipe import TrainingRecipe
 from polymodal.types import Batch, Example, Paper, Stage
 
 paper = Paper(
@@ -71,23 +70,19 @@ class LabelledBatch(ImageTableBatch):
 class TIP(nn.Module):
     """Image encoder, tabular encoder, and a multimodal encoder in which the table's tokens attend to the image."""
 
-    modes: Tensor
-
     def __init__(self, recipe: Recipe, table: TableColumn):
         super().__init__()
         width, image_width = recipe.table.width, recipe.image.width
         self.recipe = recipe
         self.image_encoder = recipe.image.build()
-        self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), table.levels)
-        # Linear, ReLU, linear, with biases: the SimCLR head of the released environment (lightly 1.2.22).
-        head = partial(ProjectionHead, norm=None, bias=True, normalize=True)
-        self.image_projection = head([image_width, image_width, recipe.embed_dim])
-        self.table_projection = head([width, width, recipe.embed_dim])
+        modes = table.modes if recipe.missing_strategy == "mean" else None
+        self.table_encoder = IncompleteTableEncoder(recipe.table, len(table.numeric), table.levels, modes)
+        self.image_projection = ProjectionHead.without_norm(image_width, recipe.embed_dim)
+        self.table_projection = ProjectionHead.without_norm(width, recipe.embed_dim)
         self.image_proj = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width))
         self.multimodal_encoder = CrossAttentionTransformer(width, recipe.fusion_depth, recipe.table.num_heads)
         self.itm_head = nn.Linear(width, 2)
         self.cell_head = MaskedTableHead(width, table.levels)
-        self.register_buffer("modes", torch.tensor(table.modes, dtype=torch.long), persistent=False)
 
     def encode_image(
         self, image: Float[Tensor, "batch 3 size size"]
@@ -96,16 +91,16 @@ class TIP(nn.Module):
         patches, pooled = self.image_encoder(image)
         return self.image_proj(patches), pooled
 
-    def encode_table(self, rows: TableRows) -> Float[Tensor, "batch cells width"]:
+    def encode_table(self, rows: TableRows, fill: bool = True) -> Float[Tensor, "batch cells width"]:
         """Return the CLS token and one token per cell, numeric columns first, before they attend to the image."""
-        cells, pooled = self.table_encoder(rows)
+        cells, pooled = self.table_encoder(self.table_encoder.fill_missing(rows) if fill else rows)
         return torch.cat([pooled[:, None], cells], dim=1)
 
     @whole_batch
     def losses(self, batch: TablePairBatch) -> dict[str, Tensor]:
         """Return itc, itm and mtr, a third each (equation 4)."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.fill_missing(batch["corrupted"]))
+        tokens = self.encode_table(batch["corrupted"])
         image, table = self.image_projection(pooled), self.table_projection(tokens[:, 0])
         similarity = image @ table.T / self.recipe.temperature
         losses = {"itc": info_nce(image, table, similarity.new_tensor(1 / self.recipe.temperature))}
@@ -114,28 +109,22 @@ class TIP(nn.Module):
         fused = self.multimodal_encoder(tokens[pairs.text], patches[pairs.image])
         losses["itm"] = itm_loss(self.itm_head(fused[:, 0]), pairs)
         if self.recipe.use_mtr:
-            masked = self.encode_table(batch["table"].mask(batch["masked_cells"]))
-            numbers, logits = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
-            truth = batch["table"], self.cell_head.offsets, batch["masked_cells"]
-            losses["mtr"] = masked_table_loss(numbers, logits, *truth)
+            masked = self.encode_table(batch["table"].mask(batch["masked_cells"]), fill=False)
+            cells: tuple[Tensor, Tensor] = self.cell_head(self.multimodal_encoder(masked, patches)[:, 1:])
+            losses["mtr"] = masked_table_loss(*cells, batch["table"], self.cell_head.offsets, batch["masked_cells"])
         return {name: loss / len(losses) for name, loss in losses.items()}
-
-    def fill_missing(self, rows: TableRows) -> TableRows:
-        """Leave missing cells to the missing token, or fill them with the column's mean or mode."""
-        return rows if self.recipe.missing_strategy == "token" else rows.filled(self.modes)
 
     def features(self, batch: ImageTableBatch) -> dict[str, Tensor]:
         """Return the pooled image, the CLS token of the table encoder, and that of the multimodal encoder."""
         patches, pooled = self.encode_image(batch["image"])
-        tokens = self.encode_table(self.fill_missing(batch["table"]))
+        tokens = self.encode_table(batch["table"])
         features = {"image": pooled, "table": tokens[:, 0], "joint": self.multimodal_encoder(tokens, patches)[:, 0]}
         return {name: features[name] for name in self.recipe.classifier_features}
 
     def impute(self, batch: ImageTableBatch) -> tuple[Float[Tensor, "batch numeric"], list[Tensor]]:
         """Return numbers for all cells, and logits of each categorical column's own values."""
-        tokens = self.encode_table(self.fill_missing(batch["table"]))
-        numbers, logits = self.cell_head(self.multimodal_encoder(tokens, self.encode_image(batch["image"])[0])[:, 1:])
-        return numbers, self.cell_head.by_column(logits)
+        tokens = self.encode_table(batch["table"])
+        return self.cell_head.impute(self.multimodal_encoder(tokens, self.encode_image(batch["image"])[0])[:, 1:])
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Return L2-normalized embeddings of the modalities in the batch."""
@@ -143,27 +132,17 @@ class TIP(nn.Module):
         if "image" in batch:
             embeddings["image"] = self.image_projection(self.image_encoder.pooled(batch["image"]))
         if "table" in batch:
-            embeddings["table"] = self.table_projection(self.table_encoder.pooled(self.fill_missing(batch["table"])))
+            embeddings["table"] = self.table_projection(self.encode_table(batch["table"])[:, 0])
         return embeddings
 
 
-class TIPClassifier(TIP):
+class TIPClassifier(TIP, FeatureClassifier):
     """TIP with a linear head on each feature; fine-tuning trains all weights (section 3.4)."""
 
     def __init__(self, recipe: Recipe, table: TableColumn, classes: int):
         super().__init__(recipe, table)
-        widths: dict[str, int] = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
-        names: tuple[str, ...] = recipe.classifier_features
-        self.classifiers = nn.ModuleDict({name: nn.Linear(widths[name], classes) for name in names})
-
-    def classification_losses(self, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Return the cross-entropy of the label."""
-        return {"classification": F.cross_entropy(self.classify(batch), batch["label"])}
-
-    def classify(self, batch: ImageTableBatch) -> Float[Tensor, "batch classes"]:
-        """Return the mean of the heads' logits."""
-        features = self.features(batch)
-        return torch.stack([head(features[name]) for name, head in self.classifiers.items()]).mean(0)
+        widths = {"image": recipe.image.width, "table": recipe.table.width, "joint": recipe.table.width}
+        self.add_classifiers({name: widths[name] for name in recipe.classifier_features}, classes)
 
 
 @dataclass(frozen=True)
@@ -200,15 +179,12 @@ class Recipe(TrainingRecipe):
         "small": {"embed_dim": 128},
         "base": {"embed_dim": 128, "fusion_depth": 3, "batch_size": 256},
     }
+    tuning_factors: ClassVar[dict[str, tuple[float, ...]]] = {"temperature": (0.5, 2)}
 
     def stages(self) -> tuple[Stage, ...]:
-        finetuning = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale)
-        finetuning = replace(finetuning, batch="labelled_batch", losses="classification_losses")
-        return Stage("pre-training", 1 - self.finetune_fraction), finetuning
-
-    def tuning_grid(self) -> dict[str, tuple[float, ...]]:
-        """Return learning rates and values of the temperature around the recipe's own."""
-        return self._learning_rates() | {"temperature": around(self.temperature, 0.5, 2)}
+        tuned: dict[str, Any] = {"batch": "labelled_batch", "losses": "classification_losses"}
+        last = Stage("fine-tuning", self.finetune_fraction, lr_scale=self.finetune_lr_scale, **tuned)
+        return Stage("pre-training", 1 - self.finetune_fraction), last
 
     def columns(self) -> Declared:
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
@@ -224,26 +200,19 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TablePairBatch:
         """Return an augmented image, the row, the row with resampled cells, and the cells to reconstruct."""
-        table = processor.table([example["table"] for example in examples])
-        columns = table.missing.shape[1]
-        resampled = sample_columns(table, int(self.corruption_rate * columns), example_rng)
-        corrupted = replace_cells(table, resampled, processor.table.random_rows(example_rng))
-        masked = sample_columns(table, round(self.mask_ratio * columns), example_rng)
-        image = self._augmented(examples, processor, example_rng)
+        images, rows = ([example[name] for example in examples] for name in ("image", "table"))
+        table = processor.table(rows)
+        corrupted = processor.table.corrupted(table, self.corruption_rate, example_rng)
+        masked = sample_columns(table, round(self.mask_ratio * table.missing.shape[1]), example_rng)
+        image = processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
         return {"image": image, "table": table, "corrupted": corrupted, "masked_cells": masked}
 
     def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelledBatch:
         """Return an augmented image, a row with missing cells, and the label."""
-        batch = processor(table=[e["table"] for e in examples], label=[e["label"] for e in examples])
-        rates = torch.tensor(self.finetune_missing_rates)
-        table = drop_values(batch["table"], rates[(example_rng.uniform() * len(rates)).long()], example_rng)
-        return {"image": self._augmented(examples, processor, example_rng), "table": table, "label": batch["label"]}
-
-    def _augmented(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> Tensor:
-        plain = processor.image.pixels([example["image"] for example in examples])
-        augmented = augment(plain, self.augmentation, example_rng)
-        unchanged = example_rng.uniform() < 1 - self.augmentation_rate
-        return processor.image.normalize(torch.where(unchanged[:, None, None, None], plain, augmented))
+        images, rows, labels = ([example[name] for example in examples] for name in ("image", "table", "label"))
+        table = drop_values_at_random_rate(processor.table(rows), self.finetune_missing_rates, example_rng)
+        image = processor.image.augmented(images, self.augmentation, example_rng, rate=self.augmentation_rate)
+        return {"image": image, "table": table, "label": processor.label(labels)}
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -266,8 +235,6 @@ class Recipe(TrainingRecipe):
             embed_dim=128,
             batch_size=256,
             finetune_lr_scale=1 / 3,  # 1e-4
-            optimizer=OptimizerConfig(
-                3e-4, weight_decay=1.5e-6, betas=(0.9, 0.999), eps=1e-8, warmup_ratio=0.02, max_grad_norm=0.0
-            ),
+            optimizer=replace(ADAM, learning_rate=3e-4, weight_decay=1.5e-6, lr_scheduler="cosine", warmup_ratio=0.02),
             augmentation=STRONG,
         )

@@ -7,8 +7,9 @@ frozen CLIP comes from `--init`; without one, its two encoders are trained in a 
 views are not cropped at random, so that their vectors can be cached; there are no depth views; FPS starts at the
 farthest point; and objects with equal texts are no negatives of each other.
 
-Terms: L_P2I = losses.points_image, L_P2T = losses.points_text, InfoNCE = info_nce, f_P = point_encoder, FPS =
-farthest_point_sampling, mini-PointNet = first_conv and second_conv, W = point_projection.
+Terms: L_P2I = losses.points_image, L_P2T = losses.points_text, InfoNCE = info_nce, f_P = point_encoder, W =
+point_projection of models.point_alignment.PointAlignment, FPS = farthest_point_sampling, mini-PointNet = first_conv and
+second_conv.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Literal, TypedDict, cast
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, DecayRate, NonNegativeInt, PositiveInt, UnitInterval
@@ -34,22 +35,19 @@ from polymodal.data.columns.views import ViewCaptionsColumn, ViewsColumn
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.points import PointEncoder, PointEncoderConfig, load_point_bert
+from polymodal.encoders.points import PointEncoderConfig, load_point_bert
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.errors import MissingModality, UserError
-from polymodal.layers.logit_scale import LogitScale
-from polymodal.layers.transformer import Packing, mean_pool
+from polymodal.errors import UserError
 from polymodal.modalities import Points, ViewCaptions
-from polymodal.modalities.image_augmentation import augment, may_flip
-from polymodal.modalities.padding import Padded
 from polymodal.modalities.points import augment_points
 from polymodal.modalities.text import Tokens, text_ids
+from polymodal.models.point_alignment import PointAlignment
 from polymodal.objectives.contrastive import info_nce
 from polymodal.recipes.dual_encoders._base import SMALL_IMAGE, DualEncoder, DualEncoderRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="ulip-2",
@@ -74,33 +72,12 @@ class PointsBatch(ViewTextBatch):
     points: Float[Tensor, "batch points 6"]
 
 
-class ULIP2(DualEncoder):
+class ULIP2(PointAlignment, DualEncoder):
     """The towers of CLIP, and a point encoder with a linear projection into their space."""
 
     def __init__(self, recipe: Recipe, vocabulary: int):
         super().__init__(recipe, vocabulary)
-        self.point_encoder = PointEncoder(recipe.points)
-        width = recipe.points.pooled_width
-        self.point_projection = nn.Linear(width, recipe.embed_dim, bias=False)
-        nn.init.normal_(self.point_projection.weight, std=recipe.embed_dim**-0.5)
-        self.point_logit_scale = LogitScale()
-
-    def encode_points(self, points: Float[Tensor, "batch points channels"]) -> Float[Tensor, "batch dim"]:
-        """L2-normalized vectors of point clouds."""
-        return F.normalize(self.point_projection(self.point_encoder.pooled(points)), dim=-1)
-
-    def embed_views(self, views: Padded) -> Float[Tensor, "batch dim"]:
-        """Normalized mean over the views of each object."""
-        vectors = self.encode_image(views.values[views.mask])
-        return F.normalize(mean_pool(vectors, Packing.of(views.mask)), dim=-1)
-
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        vectors = super().embed(batch)
-        if "points" in batch:
-            vectors["points"] = self.encode_points(batch["points"])
-        if "views" in batch:
-            vectors["views"] = self.embed_views(batch["views"])
-        return vectors
+        self.add_points(recipe.points, recipe.embed_dim)
 
     def encode(self, batch: ViewTextBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """One vector per object and modality; the vectors of an object's texts are averaged and normalized again."""
@@ -192,10 +169,9 @@ class Recipe(DualEncoderRecipe):
         """Return the corpora of both stages. Raises UserError for a corpus without the texts of `text_source`."""
         if self.clip_fraction < 1:
             corpus.column_with(Points)
-            if self.text_source == "captions" and not corpus.has_modality(ViewCaptions):
-                remedy = "write some with polymodal caption, or take --text-source names."
-                message = f"'{corpus.name}' has no captions of views; {remedy}{corpus.hint}"
-                raise MissingModality(message, "captions of views")
+            if self.text_source == "captions":
+                remedy = "write some with polymodal caption, or take --text-source names"
+                corpus.require(ViewCaptions, "captions of views", remedy)
             if self.text_source == "category" and corpus.label is None:
                 raise UserError(f"The corpus '{corpus.name}' has no categories; take --text-source names.{corpus.hint}")
         return [corpus, *([load_corpus(self.clip_corpus)] if self.clip_corpus else [])]
@@ -207,9 +183,8 @@ class Recipe(DualEncoderRecipe):
         """One augmented view per object and one of its texts."""
         texts = self.sample_captions(examples, processor.text, example_rng)
         views = processor.views.sample([example["views"] for example in examples], example_rng)
-        flip = may_flip([example["text"] for example in examples])
-        pixels = augment(processor.views.pixels(views), self.augmentation, example_rng, flip)
-        image = processor.views.normalize(pixels)
+        captions = [example["text"] for example in examples]
+        image = processor.views.augmented(views, self.augmentation, example_rng, captions)
         return {"text": processor.text(texts), "group": text_ids(texts), "image": image}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PointsBatch:
@@ -252,16 +227,13 @@ class Recipe(DualEncoderRecipe):
 
         The optimizer is that of ULIP's released code: 250 epochs of 8 x 64 objects.
         """
-        image = ImageEncoderConfig(image_size=224, patch_size=14, width=1664, depth=48, num_heads=16, pool_type="cls")
-        text = TextEncoderConfig(49408, 77, width=1280, depth=32, num_heads=20, causal=True, pool_type="eos")
-        rates = OptimizerConfig(3e-3, eps=1e-8, warmup_ratio=1 / 250, min_lr_ratio=1 / 300, max_grad_norm=0.0)
         return cls(
-            image=image,
-            text=text,
+            image=ImageEncoderConfig(224, 14, width=1664, depth=48, num_heads=16, pool_type="cls"),
+            text=TextEncoderConfig(49408, 77, width=1280, depth=32, num_heads=20, causal=True, pool_type="eos"),
             points=PointEncoderConfig.point_bert(depth=18, channels=6),
             embed_dim=1280,
             num_points=10_000,
             clip_fraction=0.0,
             batch_size=512,
-            optimizer=rates,
+            optimizer=OptimizerConfig(3e-3, eps=1e-8, warmup_ratio=1 / 250, min_lr_ratio=1 / 300, max_grad_norm=0.0),
         )
