@@ -1,71 +1,18 @@
-"""CLOC: promptable embeddings, the contrast of regions with its conflict filter, and boxes of phrases."""
+"""CLOC: losses with and without regions, boxes that follow flips, and the ablations."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.evaluation.tasks.region_retrieval import region_text_scores
-from polymodal.layers.prompter import Prompter
 from polymodal.modalities.image_augmentation import WEAK
-from polymodal.objectives.region_contrastive import region_text_contrastive
 from polymodal.recipes.dual_encoders import clip, cloc
 from polymodal.rng import ExampleRNG
-
-SCALE = torch.tensor(7.0)
-
-
-def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_the_region_contrast_is_its_formula_in_plain_loops() -> None:
-    regions, texts = (F.normalize(vectors(6, 5, seed=seed), dim=-1).float() for seed in (1, 2))
-    texts[3] = texts[1]  # an equal phrase
-    mask = torch.tensor([True, True, False, True, True, True])
-    total = 0.0
-    for i in range(6):
-        if not mask[i]:
-            continue
-        others = [j for j in range(6) if mask[j] and (j == i or float(texts[i] @ texts[j]) <= 0.9)]
-        for a, b in ((regions, texts), (texts, regions)):
-            logits = {j: 7.0 * float(a[i] @ b[j]) for j in others}
-            total -= 0.5 * (logits[i] - math.log(sum(map(math.exp, logits.values()))))
-    assert float(region_text_contrastive(regions, texts, SCALE, mask)) == pytest.approx(total / 5, rel=1e-5)
-    assert float(region_text_contrastive(regions, texts, SCALE, mask, None)) > total / 5  # the equal one is a negative
-
-
-def test_equal_phrases_cost_nothing_and_no_region_costs_nothing() -> None:
-    regions, texts = F.normalize(vectors(4, 5), dim=-1).float(), F.normalize(torch.ones(4, 5), dim=-1)
-    assert float(region_text_contrastive(regions, texts, SCALE, torch.ones(4, dtype=torch.bool))) == 0
-    assert float(region_text_contrastive(regions, texts, SCALE, torch.zeros(4, dtype=torch.bool))) == 0
-
-
-def test_a_prompt_sees_its_image_alone_and_no_other_prompt() -> None:
-    torch.manual_seed(0)
-    prompter, tokens = Prompter(16, 8, 3), torch.randn(3, 9, 16)
-    texts = torch.randn(3, 2, 8)
-    together = prompter(prompter.text_prompts(texts), tokens)
-    for image, number in ((0, 1), (2, 0)):
-        alone = prompter.text_prompts(texts[image : image + 1, number : number + 1])
-        torch.testing.assert_close(together[image, number], prompter(alone, tokens[image : image + 1])[0, 0])
-
-
-def test_a_box_attends_to_its_patches_before_training() -> None:
-    torch.manual_seed(0)
-    prompter, tokens = Prompter(64, 8, 8), torch.randn(1, 64, 64) / 4
-    boxes = torch.tensor([[[0.05, 0.5, 0.45, 0.9], [0.5, 0.05, 0.9, 0.45], [0.3, 0.3, 0.7, 0.7]]])
-    query, key = prompter.query_key(prompter.box_prompts(boxes), tokens)
-    attention = (query @ key.mT / 8).detach().softmax(-1)[0].unflatten(1, (8, 8))
-    for one, (left, top, right, bottom) in zip(attention, (boxes[0] * 8).round().int().tolist(), strict=True):
-        inside = float(one[top:bottom, left:right].sum())
-        assert inside > 1.5 * (right - left) * (bottom - top) / 64
 
 
 def test_losses_without_regions_are_those_of_clip_and_lambda_is_their_fraction(corpus: Corpus) -> None:
@@ -122,7 +69,7 @@ def test_boxes_follow_a_flip(corpus: Corpus) -> None:
 def test_the_prompter_is_light_and_ablations_are_smaller(corpus: Corpus) -> None:
     processor = fit_processor(cloc.Recipe.tiny(), corpus)
     base = dict(cloc.Recipe.tiny().build(processor).named_parameters())
-    roi = dataclasses.replace(cloc.Recipe.tiny(), region_pooling="roi_align", grounding_weight=0.0).build(processor)
+    roi = dataclasses.replace(cloc.Recipe.tiny(), pooling="roi", grounding_weight=0.0).build(processor)
     assert {name.partition(".")[0] for name in base.keys() - dict(roi.named_parameters()).keys()} == {
         "prompter",
         "box_head",

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from polymodal.layers.positions import sine_points
 from polymodal.layers.projection_head import LinearProjection
-
-SHARPNESS = 4.0  # of the attention logits; at 1, a box prompt spends a quarter of its attention in the box, at 4 half
+from polymodal.layers.transformer import Packing, Transformer
 
 
 class Prompter(nn.Module):
-    """A transformer layer of one head over prompt and image tokens (CLOC, Chen et al. 2024, section 4.2).
+    """A transformer layer with one head over a prompt and the image tokens (CLOC, Chen et al. 2024, section 4.2).
 
-    A prompt is one token, which attends to the image tokens: of a box, the mean of the sinusoidal positions of its
-    corners; of a text, a linear projection of its embedding. Image tokens get their positions once more, by the same
-    sinusoids. Queries and keys are one random rotation that is not trained, so that a box attends around its center
-    from the first step to the last, and the encoder has to make its tokens useful there. Trained, they drift from the
-    box in the first steps, as the box's size alone tells some texts apart, and small runs don't find back.
+    A box is one token, the mean of the sinusoidal positions of its two corners. For wavelengths longer than the box,
+    that is the position of its center; as two tokens, no query knows more than a corner. Image tokens get their
+    positions once more, by the same sinusoids. A text is one token, a linear projection of its embedding.
     """
 
     positions: Tensor
-    key: Tensor
 
     def __init__(self, width: int, text_dim: int, grid: int):
         """Build the layer. width: of image tokens, a multiple of 4. text_dim: of text embeddings. grid: patches along a
@@ -34,38 +31,29 @@ class Prompter(nn.Module):
         center = (torch.arange(grid) + 0.5) / grid
         points = torch.stack([center.repeat(grid), center.repeat_interleave(grid)], dim=-1)
         self.register_buffer("positions", sine_points(points, width, grid), persistent=False)
-        self.register_buffer("key", nn.init.orthogonal_(torch.empty(width, width)))
         self.text_projection = LinearProjection(text_dim, width)
-        self.norm1, self.norm2, self.norm_post = (nn.LayerNorm(width) for _ in range(3))
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        # As in `layers.transformer` of one block.
-        scales = {self.value: 1.0, self.out: 0.5**0.5, self.fc1: 0.5**0.5, self.fc2: 0.5**0.5}
-        for linear, scale in scales.items():
-            nn.init.normal_(linear.weight, std=scale * width**-0.5)
-            nn.init.zeros_(linear.bias)
+        self.transformer = Transformer(width, depth=1, num_heads=1)
+        self.norm_post = nn.LayerNorm(width)
 
     def forward(
         self, prompts: Float[Tensor, "batch regions width"], tokens: Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch regions width"]:
-        """Return what each prompt gets of its image, alone: no prompt attends to another one."""
-        query, key = self.query_key(prompts, tokens)
-        value = self.value(self.norm1(tokens + self.positions))
-        attended = F.scaled_dot_product_attention(query[:, None], key[:, None].to(query), value[:, None].to(query))
-        x = prompts + self.out(attended[:, 0])
-        return self.norm_post(x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
-
-    def query_key(
-        self, prompts: Float[Tensor, "batch regions width"], tokens: Float[Tensor, "batch patches width"]
-    ) -> tuple[Float[Tensor, "batch regions width"], Float[Tensor, "batch patches width"]]:
-        """Return the queries of prompts and the keys of image tokens."""
-        query = F.linear(self.norm1(prompts), self.key) * SHARPNESS
-        return query, F.linear(self.norm1(tokens + self.positions), self.key)
+        """Return the output of each prompt, which attends to itself and to its image: no prompt sees another one."""
+        (batch, regions, _), device = prompts.shape, prompts.device
+        x = torch.cat([prompts, tokens + self.positions], dim=1)
+        # All prompts of an image are one sequence, so that keys and values of its tokens are computed once.
+        place = torch.arange(x.shape[1], device=device)
+        others = (place < regions) & (place != place[:, None])
+        bias = x.new_zeros(len(place), len(place)).masked_fill(others, -torch.inf)
+        packing = Packing.of(torch.ones(x.shape[:2], dtype=torch.bool, device=device))
+        packing = replace(packing, bias=bias.expand(batch, 1, -1, -1))
+        rows = (torch.arange(batch, device=device)[:, None] * len(place) + place[:regions]).flatten()
+        return self.norm_post(self.transformer(packing.pack(x), packing, rows)).unflatten(0, (batch, regions))
 
     def box_prompts(self, boxes: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape width"]:
         """Return the prompts of boxes: left, top, right, bottom as fractions of the image."""
         corners = sine_points(boxes.unflatten(-1, (2, 2)), self.width, self.grid)
-        return corners.mean(-2) * self.width**-0.5  # small beside what attention adds
+        return corners.mean(-2) * self.width**-0.5  # a norm below 1, near that of text prompts
 
     def text_prompts(self, texts: Float[Tensor, "batch regions dim"]) -> Float[Tensor, "batch regions width"]:
         """Return the prompts of text embeddings."""

@@ -4,7 +4,7 @@ CLIP compares whole images with captions, so that its patches know little of wha
 phrases besides: a light Prompter, one transformer layer with one head, gets a box and the tokens of the image, and its
 embedding must be found among the phrases of all regions of the batch, without those that say nearly the same. With a
 phrase as prompt, the same Prompter has to predict its box. As the Prompter is weak, the encoder must learn to be
-promptable; RoI pooling in its place (`region_pooling`) asks less of it (section 4). `curation/vesl.py` is the paper's
+promptable; RoI pooling in its place (`--pooling roi`) asks less of it (section 4). `curation/vesl.py` is the paper's
 pipeline of captions with boxes (VESL): phrases of captions, found in images by an open-vocabulary detector.
 
 f_I and f_T are image_encoder and text_encoder with their projections.
@@ -13,12 +13,11 @@ Terms: L_CLIP = losses.clip, L_CLOC = losses.cloc, L_grounding = losses.groundin
 conflict filter = text_filter, lambda = CLOC.contrastive_losses, VESL = curation.vesl.
 
 Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; a box is
-one prompt, the mean of the positions of its corners, image tokens get their positions once more in the Prompter, whose
-queries and keys are not trained (trained, small runs never look into the box); phrases are told apart by a lexicon, not
-a trained part-of-speech tagger; multimodal language models on the encoder (Ferret, LLaVA) are left out, for which
-`mono_internvl` has no place for another encoder. The conflict filter has a shortcut in small runs: texts that grow
-alike are no negatives, and the loss falls without learning; `--no-text-filter` is safer there. VESL has no command: it
-is called from Python, `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
+one prompt token, the mean of the sinusoids of its corners, and image tokens get their positions once more in the
+Prompter, by the same sinusoids (the paper leaves both open; with a token a corner, small runs find boxes later);
+phrases are told apart by a lexicon, not a trained part-of-speech tagger; multimodal language models on the encoder
+(Ferret, LLaVA) are left out, for which `mono_internvl` has no place for another encoder. VESL has no command: it is
+called from Python, `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, NotRequired
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,8 +34,9 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.regions import PhraseBox, RegionPhrasesColumn
+from polymodal.data.columns.regions import RegionPhrasesColumn
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
+from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import vit
 from polymodal.encoders.text import TextEncoderConfig
@@ -82,7 +81,7 @@ class CLOC(DualEncoder):
         self.recipe, width = recipe, recipe.image.width
         grounds, learns = recipe.region_weight * recipe.grounding_weight > 0, recipe.region_weight > 0
         self.num_queries = int(grounds)
-        if learns and (grounds or recipe.region_pooling == "prompter"):
+        if learns and (grounds or recipe.pooling == "prompter"):
             self.prompter = Prompter(width, recipe.embed_dim, recipe.image.image_size // recipe.image.patch_size)
         if learns:
             self.region_projection = LinearProjection(width, recipe.embed_dim)
@@ -93,7 +92,7 @@ class CLOC(DualEncoder):
         self, tokens: Float[Tensor, "batch patches width"], boxes: Float[Tensor, "batch regions 4"]
     ) -> Float[Tensor, "batch regions dim"]:
         """L2-normalized embeddings of boxes of each image."""
-        if self.recipe.region_weight and self.recipe.region_pooling == "prompter":
+        if self.recipe.region_weight and self.recipe.pooling == "prompter":
             pooled = self.prompter(self.prompter.box_prompts(boxes), tokens)
         else:
             side = round(tokens.shape[1] ** 0.5)
@@ -167,7 +166,7 @@ class Recipe(DualEncoderRecipe):
     """Probability with which a word of a caption is left out while training."""
     regions_per_image: PositiveInt = 4
     """M: regions of an image in a step, sampled at random (section 5.1)."""
-    region_pooling: Literal["prompter", "roi_align"] = "prompter"
+    pooling: Literal["prompter", "roi"] = "prompter"
     """What makes a region of image tokens: the Prompter, or RoI pooling, the paper's ablation."""
     region_weight: NonNegativeFloat = 1.0
     """Factor of lambda, which is the fraction of images with regions; 0 is CLIP."""
@@ -208,11 +207,8 @@ class Recipe(DualEncoderRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> RegionBatch:
         """Whole images, one of their captions, and up to M of their regions."""
-        each = [example.get("regions") or [] for example in examples]
-        texts = [
-            [*example["text"], *(Caption(region.phrase) for region in regions)]
-            for example, regions in zip(examples, each, strict=True)
-        ]
+        named = [[Caption(region.phrase) for region in example.get("regions") or []] for example in examples]
+        texts = [[*example["text"], *phrases] for example, phrases in zip(examples, named, strict=True)]
         flip = (example_rng.uniform() < self.hflip_prob) & may_flip(texts)
         pixels = processor.image.pixels([example["image"] for example in examples])
         pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
@@ -220,14 +216,9 @@ class Recipe(DualEncoderRecipe):
         batch: RegionBatch = {"image": processor.image.normalize(pixels), "text": processor.text(captions)}
         if not self.region_weight:
             return batch
-        count = self.regions_per_image
-        slots = [_sampled(regions, count, rng) for regions, rng in zip(each, example_rng.generators, strict=True)]
-        boxes = torch.tensor([[region.box for region in regions] for regions in slots])
-        flipped = torch.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], dim=-1)
-        batch["box"] = torch.where(flip[:, None, None], flipped, boxes)
-        batch["phrase"] = processor.text([region.phrase for regions in slots for region in regions])
-        batch["is_region"] = torch.tensor([[float(region != PADDING) for region in regions] for regions in slots])
-        return batch
+        sampled = sample_regions(examples, self.regions_per_image, example_rng)
+        phrase = processor.text(sampled.phrases)
+        return {**batch, "box": flip_boxes(sampled.boxes, flip), "phrase": phrase, "is_region": sampled.mask}
 
     @classmethod
     def paper(cls) -> Recipe:
@@ -242,12 +233,3 @@ class Recipe(DualEncoderRecipe):
                 learning_rate=5e-4, weight_decay=0.2, betas=(0.9, 0.98), warmup_ratio=2000 / 439_087
             ),
         )
-
-
-PADDING = PhraseBox("", (0.0, 0.0, 1.0, 1.0))
-
-
-def _sampled(regions: list[PhraseBox], count: int, rng: np.random.Generator) -> list[PhraseBox]:
-    """Some of the regions, without replacement, padded to as many as asked for."""
-    chosen = [regions[place] for place in rng.permutation(len(regions))[:count]]
-    return chosen + [PADDING] * (count - len(chosen))
