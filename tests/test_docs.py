@@ -69,7 +69,7 @@ def test_commands_and_flags_of_a_page_exist(page, capsys, monkeypatch):
         if name.startswith("-"):
             continue
         assert name in cli.COMMANDS, name
-        method = [word for word in arguments[:1] if name == "train" and not word.endswith(".py")]
+        method = [word for word in arguments[:1] if name in ("train", "curate") and not word.endswith(".py")]
         monkeypatch.setenv("COLUMNS", "200")
         monkeypatch.setattr(sys, "argv", ["polymodal", name, *method, "--help"])
         with contextlib.suppress(SystemExit):

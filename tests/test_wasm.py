@@ -601,7 +601,7 @@ def test_pages_are_curated_on_the_command_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("clip", "pages"), "no recipe of curation; these are: wasm"),
+        (("clip", "pages"), "no recipe of curation; these are: realsyn, wasm"),
         (("wasm", "nowhere"), "no file or folder nowhere"),
         (("wasm", "emoji"), "no pages as they were found"),
         (("wasm", "{empty}"), "has no .html file"),

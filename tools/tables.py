@@ -59,7 +59,10 @@ TASKS = (
     Task("recommendation", "Recommendation", ("recommend",), "history", "Recall@20, NDCG@20"),
     Task("missing-modalities", "Missing modalities", ("impute",), "image; table; label", "AUC vs. missing rate"),
     Task("score-prediction", "Score prediction", ("predict_scores",), "image; scores; text", "SRCC, PLCC"),
-    Task("curation", "Curation", ("steps",), "HTML pages", "fraction kept, fraction of noise dropped"),
+    Task(
+        "curation", "Curation", ("steps", "pair_documents"), "HTML pages or interleaved documents",
+        "fraction kept, fraction of noise dropped",
+    ),
     Task("attacks", "Attacks", ("attack",), "image; text", "attack success rate"),
 )  # fmt: skip
 

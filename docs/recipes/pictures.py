@@ -35,6 +35,7 @@ from polymodal.evaluation.tasks.vqa_captioning import question_scores
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Words
 from polymodal.modalities.boxes import boxes_to_patch_mask, keep_patches
+from polymodal.modalities.image import to_rgb
 from polymodal.recipes.metrics import aloha as aloha_recipe
 from polymodal.rng import ExampleRNG
 from polymodal.serving.attack import attack_sheet
@@ -391,6 +392,23 @@ def ulip_2(results: Path) -> None:
             axes.set(xticks=[], yticks=[])
         line[0].set_title(name, fontsize=9, loc="left")
     figure.savefig(HERE / "ulip_2.png", dpi=90)
+
+
+def realsyn(results: Path) -> None:
+    """Images of documents with the nearest sentence of their document, retrieved sentences and the synthetic text."""
+    made = open_saved(results / "made" / "seed-0")
+    names = {"en-x-local": "own document", "en-x-real1": "$T_{r1}$", "en-x-real2": "$T_{r2}$", "en-x-real3": "$T_{r3}$"}
+    names["en-x-syn"] = "$T_{s1}$"
+    rows = np.linspace(0, len(made) - 1, 8).astype(int).tolist()
+    figure, every = plt.subplots(4, 4, figsize=(12.5, 6.6), layout="constrained", width_ratios=(1, 4.4) * 2)
+    for (drawn, beside), row in zip(every.reshape(-1, 2), rows, strict=True):
+        drawn.imshow(to_rgb(made.value(row, "image")))
+        drawn.axis("off")
+        beside.axis("off")
+        texts = {caption.language: caption.text for caption in made.value(row, "text")}
+        lines = [f"{name}: {textwrap.shorten(texts[tag], 70)}" for tag, name in names.items() if tag in texts]
+        beside.text(0, 0.95, "\n".join(lines), fontsize=8, va="top", linespacing=1.5)
+    figure.savefig(HERE / "realsyn.png", dpi=90)
 
 
 def wasm(results: Path) -> None:

@@ -22,6 +22,7 @@ from polymodal.cli.curation import caption, curate, sample_preferences
 from polymodal.cli.data import data
 from polymodal.cli.evaluating import evaluate
 from polymodal.cli.recipes import doctor, list_, new, show
+from polymodal.cli.scaling import scaling
 from polymodal.cli.searching import embed, index, search
 from polymodal.cli.training import resume, runs, train
 from polymodal.cli.tuning import tune
@@ -75,6 +76,7 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "tune": tune,
     "evaluate": evaluate,
     "compare": compare,
+    "scaling": scaling,
     "reproduce": reproduce,
     "embed": embed,
     "index": index,
@@ -111,6 +113,7 @@ STANDING_IN: dict[str, Arguments] = {
     "resume": ["RUN"],
     "tune": ["clip"],
     "evaluate": ["RUN"],
+    "scaling": ["COMPARISON"],
     "reproduce": ["sparc"],
     "embed": ["RUN"],
     "index": ["RUN"],

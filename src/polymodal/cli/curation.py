@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polymodal import source
+from polymodal import recipes, source
 from polymodal.cli._flags import (
     Arguments,
     RunOptions,
@@ -20,16 +20,19 @@ from polymodal.cli._flags import (
 )
 from polymodal.cli._printing import counted, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
+from polymodal.cli.pairing import curate_pairs
 
 if TYPE_CHECKING:
     from polymodal.curation.pipeline import StepStats
 
 
 def curate(arguments: Arguments) -> None:
-    """curate web pages to a corpus of interleaved documents, with counts of every step"""
+    """curate web pages to interleaved documents, or documents to image-text pairs, with counts of every step"""
     usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
     spec, rest = positional(arguments, usage)
     path, rest = positional(rest, usage)
+    if hasattr(kind := recipes.stand_in(spec), "pair_documents"):
+        return curate_pairs(spec, kind, path, rest, curate)
     kind = recipe_that("steps", spec, "no recipe of curation", "data_curation")
 
     @dataclass(frozen=True)

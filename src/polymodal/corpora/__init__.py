@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.viewers import viewers
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
+    from polymodal.corpora.zipf_emoji import zipf_emoji
 
 _MODULES = {  # attribute -> module; a built-in corpus is in the module of its own name
     "About": "about",
@@ -119,6 +120,7 @@ __all__ = [
     "web_tasks",
     "with_language_temperature",
     "worlds",
+    "zipf_emoji",
 ]
 
 

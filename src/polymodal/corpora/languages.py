@@ -63,6 +63,15 @@ def _languages(stored: Any) -> list[str]:
     return [record["language"] if isinstance(record, dict) else UNKNOWN_LANGUAGE for record in records if record]
 
 
+def row_languages(corpus: Corpus, rows: np.ndarray) -> list[list[str]]:
+    """Return the language of each caption of each row, of those languages that the corpus reads."""
+    column = corpus.column_with(Text)
+    modality = corpus.columns[column]
+    assert isinstance(modality, Text)
+    read, stored = modality.languages, corpus.raw_values(rows, column)
+    return [[language for language in _languages(value) if not read or language in read] for value in stored]
+
+
 def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
     """Return the corpus with languages sampled proportionally to (captions in the language)^(1 / temperature).
 

@@ -66,13 +66,17 @@ class PairedTest:
         vectors = embed(method, processor, text=texts)["text"]
         return cls(items.rows, items.vectors, texts, vectors, owner)
 
-    def text_to_item(self, name: str) -> list[Score]:
-        """Queries are captions; right are all items that have this very caption."""
+    def text_ranks(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The rank of each caption's best relevant item, and its relevant items: all that have this very caption."""
         having = defaultdict(list)
         for text, owner in zip(self.texts, self.owner, strict=True):
             having[text].append(owner)
         relevant = [np.unique(having[text]) for text in self.texts]
-        best_ranks = ranks(self.text_vectors, self.items, relevant)
+        return ranks(self.text_vectors, self.items, relevant), relevant
+
+    def text_to_item(self, name: str) -> list[Score]:
+        """Queries are captions."""
+        best_ranks, relevant = self.text_ranks()
         return retrieval_scores(name, best_ranks, relevant, len(self.items), self.owner)
 
     def item_to_text(self, name: str) -> list[Score]:

@@ -133,7 +133,12 @@ def find_method(spec: str) -> type[Any]:
 
 def command_of(kind: type[Any], spec: str) -> str:
     """The command that a recipe which trains nothing is used with. kind: its class; spec: how it is named."""
-    uses = {"attack": f"attack {spec} RUN", "score": f"score {spec} CAPTIONS.jsonl", "steps": f"curate {spec} PAGES"}
+    uses = {
+        "attack": f"attack {spec} RUN",
+        "score": f"score {spec} CAPTIONS.jsonl",
+        "steps": f"curate {spec} PAGES",
+        "pair_documents": f"curate {spec} DOCUMENTS --encoder RUN",
+    }
     return next(use for does, use in uses.items() if hasattr(kind, does))
 
 

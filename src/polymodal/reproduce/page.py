@@ -102,16 +102,21 @@ def own_data(entry: recipes.Entry) -> list[str]:
     kind, name = recipes.stand_in(entry.name), entry.name
     columns, path = f"[columns of files]({OWN_DATA}#columns-of-files)", "pairs.parquet"
     if not hasattr(kind, "build"):
-        command = {
+        command_by = {
             "steps": f"curate {name} pages/ --good good.txt --out documents",
             "score": f"score {name} captions.jsonl",
             "attack": f"attack {name} runs/first runs/second --data pairs.parquet",
-        }[next(verb for verb in ("steps", "score", "attack") if hasattr(kind, verb))]
+            "pair_documents": f"curate {name} documents/ --encoder runs/clip --out pairs",
+        }
+        verb = next(verb for verb in command_by if hasattr(kind, verb))
+        command = command_by[verb]
         needs = {
-            "curate": "A folder of HTML pages, and a text file of good quality.",
+            "steps": "A folder of HTML pages, and a text file of good quality.",
+            "pair_documents": "Interleaved documents, as OBELICS or MMC4 have them "
+            f"({columns}), and a run that embeds images and texts.",
             "score": 'JSON lines of `{"caption": "...", "references": ["...", "..."]}`.',
             "attack": f"Trained runs, and a file of images with captions ({columns}).",
-        }[command.partition(" ")[0]]
+        }[verb]
         return [needs, "", "```console", f"$ polymodal {command}", "```"]
     declared = [modality for modality in entry.modalities if modality in DECLARED]
     if entry.family == "preference":

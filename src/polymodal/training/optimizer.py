@@ -35,15 +35,16 @@ class OptimizerConfig:
     """AdamW beta1 and beta2."""
     eps: PositiveFloat = 1e-6
     """AdamW epsilon, added to the root of the second moment."""
-    lr_scheduler: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "inverse_sqrt", "inverse_sqrt_cooldown", "wsd", "constant"] = "cosine"
     """Learning rate (lr) scheduler after warmup: cosine or linear to the minimum, inverse_sqrt (peak times the root of
-    warmup over used budget, Vaswani et al. 2017), wsd (warmup-stable-decay, linear to the minimum), or constant."""
+    warmup over used budget, Vaswani et al. 2017), inverse_sqrt_cooldown (the same times a linear decay to the minimum,
+    Zhai et al. 2022), wsd (warmup-stable-decay, linear to the minimum), or constant."""
     min_lr_ratio: UnitInterval = 0.0
     """Minimum learning rate at the end of the cosine, linear and wsd schedulers, relative to the peak."""
     warmup_ratio: UnitInterval = 0.05
     """Fraction of the budget for linear warmup of the learning rate from 0."""
     cooldown_ratio: UnitInterval = 0.2
-    """Fraction of the budget at its end for the linear decay of the wsd scheduler."""
+    """Fraction of the budget at its end for the linear decay of the schedulers wsd and inverse_sqrt_cooldown."""
     layer_decay: PositiveUnitInterval = 1.0
     """Layer-wise learning rate decay: factor from each transformer block to the one below (BEiT); 1: off."""
     max_grad_norm: NonNegativeFloat = 1.0
@@ -131,6 +132,9 @@ def learning_rate(config: OptimizerConfig, fraction: float) -> float:
             return peak
         case "inverse_sqrt":
             return peak * math.sqrt(max(warmup, 1e-3) / max(fraction, warmup, 1e-3))
+        case "inverse_sqrt_cooldown":
+            peak *= math.sqrt(max(warmup, 1e-3) / max(fraction, warmup, 1e-3))
+            decay = min(1.0, (1 - fraction) / max(config.cooldown_ratio, 1e-9))
         case "wsd":
             decay = min(1.0, (1 - fraction) / max(config.cooldown_ratio, 1e-9))
         case "linear":
