@@ -16,8 +16,10 @@ Differs from the paper in: images are stretched to a square, not padded, and may
 one prompt token, the mean of the sinusoids of its corners, and image tokens get their positions once more in the
 Prompter, by the same sinusoids (the paper leaves both open; with a token a corner, small runs find boxes later);
 phrases are told apart by a lexicon, not a trained part-of-speech tagger; multimodal language models on the encoder
-(Ferret, LLaVA) are left out, for which `mono_internvl` has no place for another encoder. VESL has no command: it is
-called from Python, `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
+(Ferret, LLaVA) are left out, for which `mono_internvl` has no place for another encoder. The conflict filter has a
+shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99` leaves out
+equal phrases alone. VESL has no command: it is called from Python,
+`polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ paper = Paper(
     title="Contrastive Localized Language-Image Pre-Training",
     year=2024,
     arxiv="2410.02746",
-    modalities=("image", "text"),
+    modalities=("image", "text", "regions"),
 )
 ROI_POINTS = 7  # sampled along each side of a box, as many as the cells of Faster R-CNN's RoI pooling
 
