@@ -59,6 +59,19 @@ def test_a_mixture_is_drawn_by_weight_and_every_part_by_epochs(small_emoji, scen
     assert set(rows) <= set(mixed.rows("train"))
 
 
+def test_rows_that_a_stage_selects_of_a_mixture_are_those_that_it_trains_on(small_emoji, scenes):
+    mixed = corpora.mix_corpora([(small_emoji, 3.0), (scenes, 1.0)])
+    train = mixed.rows("train")
+    emoji, some = train[train < len(small_emoji)][:6], train[train >= len(small_emoji)][:2]
+    selected = mixed.with_splits({**mixed.splits, "train": np.concatenate([emoji, np.tile(some, 2)])})
+    order = batch_order(selected, 5, seed=0)
+    rows = np.concatenate([order[batch] for batch in range(40)])
+    assert set(rows) == {*emoji, *some}
+    assert np.isin(rows, some).mean() == pytest.approx(0.25, abs=0.02)
+    assert sum(len(part.rows) for part in selected.parts("train")) == 10, "rows that fill a batch again are kept"
+    assert len(mixed.with_splits({"train": emoji}).parts("train")) == 1
+
+
 @pytest.mark.usefixtures("emoji_is_small")
 def test_a_mixture_trains_and_is_opened_again(polymodal, tmp_path):
     done = polymodal("train", "clip", "--corpus", "emoji:3,scenes:1", "--budget", "3steps", "--out", "run")

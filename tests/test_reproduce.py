@@ -29,6 +29,7 @@ from polymodal.reproduce.parallel import Job, run_in_parallel
 from polymodal.reproduce.report import _curves
 from polymodal.reproduce.verdict import Evidence, decide, verdict
 from polymodal.training import load_run
+from polymodal.training.optimizer import OptimizerConfig
 from polymodal.types import Budget
 
 ARMS = [Arm("clip", clip.Recipe(batch_size=32)), Arm("siglip", siglip.Recipe(batch_size=32))]
@@ -108,6 +109,33 @@ def test_runs_side_by_side_begin_with_the_same_run(small_emoji, tmp_path):
     for ours, theirs in zip(beside.trials, alone.trials, strict=True):
         assert torch.equal(ours.run.model.logit_scale(), theirs.run.model.logit_scale())
     assert (tmp_path / "beside" / "start" / "seed-0" / "run.json").is_file()
+
+
+def test_what_makes_the_data_alone_gives_arms_no_weights(small_emoji):
+    """Arms begin as without a start: neither its logit scale and bias, nor anything else is the start's."""
+    few = small_emoji.with_splits({"train": small_emoji.rows("train")[:64], "test": small_emoji.rows("test")[:20]})
+    arms = [Arm("siglip", siglip.Recipe(batch_size=32)), Arm("more", siglip.Recipe(batch_size=32, word_dropout=0.5))]
+    fast = replace(arms[0].recipe, optimizer=OptimizerConfig(learning_rate=0.1, warmup_ratio=0.0))
+    seen = []
+
+    def makes(run, corpus, folder, seed):
+        seen.append(run.model.logit_bias.item())
+        return corpus
+
+    start = Start(fast, Budget(steps=3), makes, weights=False)
+    found = compare(arms, few, Budget(steps=1), [0], start=start)
+    plain = compare(arms, few, Budget(steps=1), [0])
+    for ours, theirs in zip(found.trials, plain.trials, strict=True):
+        assert abs(ours.run.model.logit_bias.item() - seen[0]) > 0.05
+        weights = theirs.run.model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in ours.run.model.state_dict().items())
+
+
+def test_the_scorer_of_a_filter_is_no_arms_beginning():
+    claim = claim_of("webli_100b", "quality")
+    assert claim.start_makes is not None
+    assert not claim.start_weights
+    assert not any("minus" in metric for metric in claim.deciding), "five of six frequent languages are not English"
 
 
 def test_what_a_process_cannot_do_is_said_here(small_emoji, tmp_path):

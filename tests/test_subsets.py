@@ -10,6 +10,7 @@ import pytest
 from corpus_modules import module
 from polymodal.data.subsets import best_scored, epochs_by_group, grouped_order, nested_subset, rebalanced
 from polymodal.errors import UserError
+from polymodal.evaluation.head_tail import MIN_IMBALANCE, imbalance
 from polymodal.training.optimizer import OptimizerConfig, learning_rate
 
 KEYS = [f"pair {number}" for number in range(4000)]
@@ -70,6 +71,26 @@ def test_inverse_square_root_with_cooldown_is_the_schedule_times_a_line():
         assert learning_rate(cooled, fraction) == pytest.approx(learning_rate(plain, fraction))
     assert learning_rate(cooled, 0.9) == pytest.approx(learning_rate(plain, 0.9) * 0.4)
     assert learning_rate(cooled, 1.0) == 0
+
+
+def test_a_tenth_of_the_pairs_covers_the_head_in_english_and_lacks_the_tail() -> None:
+    """What the claim about scale rests on: more pairs cannot add much to the head, and can to the tail."""
+    zipf_emoji = module("zipf_emoji")
+    count, texts = zipf_emoji.PAIRS, [[25] * 20] * zipf_emoji.CONCEPTS
+    vendors = [[0, 1, 2, 3] if concept % 7 else [0] for concept in range(zipf_emoji.CONCEPTS)]
+    pairs = np.array(zipf_emoji.sample_pairs(vendors, texts, count, np.random.default_rng(0)))
+    vendors_of = Counter(list(zipf_emoji.VENDORS)[vendor] for vendor in pairs[:, 1])
+    assert imbalance(vendors_of) > 1.1 * MIN_IMBALANCE, "a long tail, which the panel scores"
+    tenth = pairs[nested_subset([str(number) for number in range(count)], 0.1)]
+    frequency = np.bincount(pairs[:, 0], minlength=zipf_emoji.CONCEPTS)
+    tiers = {"head": np.argsort(-frequency)[:100], "tail": np.argsort(-frequency)[-100:]}
+
+    def known(chosen: np.ndarray, tier: str) -> float:
+        return float(np.isin(tiers[tier], chosen[chosen[:, 2] == 0, 0]).mean())
+
+    assert known(tenth, "head") > 0.8
+    assert known(tenth, "tail") < 0.5
+    assert min(known(pairs, "head"), known(pairs, "tail")) > 0.97
 
 
 def test_pairs_with_long_tails_are_different_and_follow_the_laws():

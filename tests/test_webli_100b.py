@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.languages import with_language_temperature
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
@@ -19,6 +20,7 @@ from polymodal.recipes.dual_encoders import siglip
 from polymodal.recipes.dual_encoders.webli_100b import Recipe
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
+from polymodal.training.optimizer import learning_rate
 from polymodal.training.stage_setup import in_order
 from polymodal.types import Budget
 
@@ -56,6 +58,9 @@ def test_arms_select_nested_samples_then_values_then_quality(tagged: Corpus) -> 
 
 
 def test_what_cannot_be_selected_is_one_sentence(tagged: Corpus) -> None:
+    half = [str(row) if row % 2 else "" for row in range(len(tagged))]
+    tagged = dataclasses.replace(tagged, table=tagged.table.append_column("half", [half]))
+    assert rows(tagged, quality_filter="half", quality_fraction=0.5) == list(range(1, 24, 2))
     wrong: dict[str, dict[str, Any]] = {
         "takes COLUMN=VALUE": {"where": ("language",)},
         "column 'lable'": {"where": ("lable=red",)},
@@ -63,6 +68,8 @@ def test_what_cannot_be_selected_is_one_sentence(tagged: Corpus) -> None:
         "is neither": {"quality_filter": "scores"},
         "has no numbers": {"quality_filter": "label"},
         "stem": {"image": siglip.Recipe().image},
+        "leaves no image token": {"mask_ratio": 0.99},
+        "12 of 24 pairs have a score": {"quality_filter": "half", "quality_fraction": 0.6},
     }
     for message, fields in wrong.items():
         with pytest.raises(UserError, match=message):
@@ -70,6 +77,11 @@ def test_what_cannot_be_selected_is_one_sentence(tagged: Corpus) -> None:
     for languages in (("te",), ("sw", "te")):
         with pytest.raises(UserError, match="language of the training pairs"):
             dataclasses.replace(TINY, low_resource_languages=languages).training_corpora(tagged)
+    swahili = dataclasses.replace(TINY, low_resource_languages=("sw",))
+    with pytest.raises(UserError, match="give one"):
+        swahili.training_corpora(with_language_temperature(tagged, 3.0))
+    with pytest.raises(UserError, match="low-resource-probability"):
+        train(dataclasses.replace(swahili, low_resource_probability=0.0), tagged, Budget(steps=1))
 
 
 def test_examples_seen_are_equal_and_low_resource_languages_have_their_probability(tagged: Corpus) -> None:
@@ -108,4 +120,9 @@ def test_at_the_papers_start_a_positive_costs_ten_and_a_negative_nothing() -> No
     orthogonal = 0.0
     assert -math.log(1 / (1 + math.exp(-(scale * orthogonal + bias)))) == pytest.approx(10, abs=1e-3)
     assert -math.log(1 / (1 + math.exp(scale * orthogonal + bias))) < 1e-4
+    # Weight decay is not multiplied by the learning rate in big_vision: a step shrinks weights by 1e-4 at the peak.
+    optimizer = recipe.optimizer
+    assert optimizer.learning_rate * optimizer.weight_decay == pytest.approx(1e-4)
+    assert [learning_rate(optimizer, done) for done in (0.001, 0.002)] == pytest.approx([5e-4, 1e-3])
+    assert learning_rate(optimizer, 0.0) < 5e-5
     assert (recipe.text.width, recipe.text.depth) == (recipe.image.width, recipe.image.depth) == (1280, 32)

@@ -43,7 +43,8 @@ class Claim:
 
     baseline, treatment and further arms are recipes that differ only in the idea. start: a recipe that is trained
     first, once a seed and for `start_budget`, whose weights all arms begin with, such as a language model that is to
-    learn to see. start_makes: from the run of `start`, the corpus, a folder and the seed, the corpus that arms are
+    learn to see. start_weights: False for a start whose weights no arm is to begin with, as it only makes what they are
+    trained on. start_makes: from the run of `start`, the corpus, a folder and the seed, the corpus that arms are
     trained on, which it writes there, such as preferences between the model's own answers.
     start_scored: whether the metrics of the start itself are recorded, at the price of an evaluation a seed.
     languages: of the corpus, these only; empty means all.
@@ -70,6 +71,7 @@ class Claim:
     start_budget: Budget | None = None
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     start_scored: bool = False
+    start_weights: bool = True
     languages: tuple[str, ...] = ()
     paper_results: str = ""
     deciding: tuple[str, ...] = ()

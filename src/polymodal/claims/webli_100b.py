@@ -34,9 +34,8 @@ claim = Claim(
     "that of frequent ones.",
     baseline=dataclasses.replace(_all, unique_fraction=0.1),
     treatment=_all,
-    further={"0.3 of the pairs": dataclasses.replace(_all, unique_fraction=0.3)},
     corpus="zipf_emoji",
-    budget=Budget(steps=500),
+    budget=Budget(steps=700),
     seeds=5,
     metrics=(
         *_panel("concept", "language"),
@@ -49,7 +48,6 @@ claim = Claim(
     deciding=("test/head_tail/concept/tail/R@10", "test/head_tail/concept/tail_minus_head/R@10"),
     tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
     tuning_fraction=0.3,
-    tuned_like={"0.3 of the pairs": "treatment"},
     paper_results="from 10 to 100 billion pairs benchmarks of the head do not improve (p = 0.9), those of cultural "
     "diversity do (p = 0.002): error of Dollar Street 10-shot 59.1 to 53.7 %, of ImageNet 25.6 to 24.9 % (H/14)",
 )
@@ -64,7 +62,7 @@ def _with_scores(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     return dataclasses.replace(corpus, table=corpus.table.append_column(SCORES, [scores]))
 
 
-# Of a width that no arm has, so that no weight of the scorer is one of an arm's.
+# A model of its own size: no arm begins with its weights, nor with the initial weights that it had.
 _scorer = Recipe(
     where=("language=en", "vendor=google"),
     image=ImageEncoderConfig(stem=(12, 24, 48), width=80, depth=0, pool_type="max"),
@@ -74,18 +72,25 @@ _scorer = Recipe(
     logit_bias_init=-4.6,
 )
 quality = Claim(
-    sentence="Of as many pairs, those that a scorer of English prefers teach less about rare languages, against common "
-    "ones, than pairs sampled at random.",
+    sentence="Of as many pairs, those that a scorer of English prefers teach less about rare languages than pairs "
+    "sampled at random, and leave a larger gap between the best and the worst language.",
     baseline=dataclasses.replace(_all, quality_filter=SCORES, quality_fraction=0.3),
     treatment=dataclasses.replace(_all, unique_fraction=0.3),
     start=_scorer,
     start_budget=Budget(steps=200),
     start_makes=_with_scores,
+    start_weights=False,
     corpus="zipf_emoji",
     budget=Budget(steps=400),
     seeds=5,
-    metrics=(*_panel("language", "concept"), "test_vendors/head_tail/vendor/tail/R@10", "test/text_to_image/R@10"),
-    deciding=("test/head_tail/language/tail/R@10", "test/head_tail/language/tail_minus_head/R@10"),
+    metrics=(
+        *_panel("language", "concept"),
+        "test/head_tail/language/disparity/R@10",
+        "test_vendors/head_tail/vendor/tail/R@10",
+        "test/text_to_image/R@10",
+    ),
+    # The head of languages is no measure of what the filter prefers: of its six languages five are not English.
+    deciding=("test/head_tail/language/tail/R@10", "test/head_tail/language/disparity/R@10"),
     tuning={"learning_rate": (1e-3, 2e-3, 4e-3)},
     tuning_fraction=0.3,
     paper_results="the CLIP filter is better on ImageNet and COCO, and worse on Dollar Street, GeoDE and Landmarks "

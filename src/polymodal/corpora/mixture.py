@@ -105,10 +105,19 @@ class Mixture(Corpus):
         return f"{corpus.name}/{corpus.key(part_row)}"
 
     def parts(self, split: str) -> list[Part]:
+        """Return the training sources of all parts, of their rows those that are in the split, as often as they are.
+
+        Raises UserError where rows of shards are selected that are streamed.
+        """
         parts, begin = [], 0
+        times = np.bincount(self.splits.get(split, np.zeros(0, dtype=np.int64)), minlength=len(self))
         for corpus, weight in zip(self.corpora, self.weights, strict=True):
-            if len(corpus.splits.get(split, ())):
-                parts += [Part(part.rows + begin, weight * part.weight, part.order) for part in corpus.parts(split)]
+            for part in corpus.parts(split) if len(corpus.splits.get(split, ())) else ():
+                rows = part.rows + begin
+                if part.order is not None and (times[rows] != 1).any():
+                    raise UserError("Training rows are selected, which streamed data do not allow; leave out --stream.")
+                if len(rows := np.repeat(rows, times[rows])):
+                    parts.append(Part(rows, weight * part.weight, part.order))
             begin += len(corpus)
         return parts
 

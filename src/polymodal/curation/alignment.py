@@ -12,6 +12,7 @@ import numpy as np
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
+from polymodal.data.subsets import best_scored
 from polymodal.errors import UserError
 from polymodal.evaluation.head_tail import tag_frequencies, tiers
 from polymodal.evaluation.statistics import means_by_cluster
@@ -42,6 +43,26 @@ def alignment_scores(run: Run, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return scores
 
 
+def column_scores(corpus: Corpus, rows: np.ndarray, column: str) -> np.ndarray:
+    """Return the numbers of a column, NaN where there is none. Raises UserError for a column of something else."""
+    try:  # tables of text, such as CSV, have numbers as texts
+        values = corpus.raw_values(rows, column)
+        return np.array([np.nan if value in (None, "") else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"The column '{column}' has no numbers; --quality-filter takes one that has.") from None
+
+
+def filtered(scores: np.ndarray, fraction: float) -> np.ndarray:
+    """Return the places of the fraction with the best scores. Raises UserError where fewer have a score."""
+    best, scored = best_scored(scores, fraction), np.isfinite(scores)
+    if not scored[best].all():
+        raise UserError(
+            f"{scored.sum()} of {len(scores)} pairs have a score of --quality-filter, which keeps {len(best)}; take a "
+            f"--quality-fraction of {np.floor(100 * scored.mean()) / 100:g} or less, or score more of them."
+        )
+    return best
+
+
 class TagDiversity(NamedTuple):
     """Diversity of a tag before and after a selection of rows.
 
@@ -59,9 +80,9 @@ def diversity_audit(corpus: Corpus, kept: np.ndarray) -> dict[str, TagDiversity]
 
     Tags are the categorical columns and the languages of captions (`evaluation.head_tail`).
     """
-    after = tag_frequencies(corpus.with_splits({"train": kept}))
+    after = tag_frequencies(corpus.with_splits({"train": kept}), every_row=True)
     audit = {}
-    for name, counts in tag_frequencies(corpus).items():
+    for name, counts in tag_frequencies(corpus, every_row=True).items():
         left = {value: after[name].get(value, 0) for value in counts}
         audit[name] = TagDiversity(
             (_effective(counts), _effective(left)),

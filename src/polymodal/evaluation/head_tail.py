@@ -21,13 +21,16 @@ MIN_IMBALANCE, MIN_VALUES = 10, 20  # of a tag whose tail is worth a score
 LANGUAGE = "language"
 
 
-def tag_frequencies(corpus: Corpus) -> dict[str, dict[str, int]]:
+def tag_frequencies(corpus: Corpus, every_row: bool = False) -> dict[str, dict[str, int]]:
     """Return for each categorical column, and for the languages of captions, how often training has each value.
 
-    Values of test splits that training lacks have 0. Only tags with several values.
+    Values of test splits that training lacks have 0. Only tags with several values. every_row: count all rows, not a
+    sample of large corpora.
     """
     tags: dict[str, dict[str, int]] = {}
-    rows = corpus.sample("train", MAX_COUNTED) if len(corpus.splits.get("train", ())) else np.zeros(0, dtype=np.int64)
+    rows = corpus.splits.get("train", np.zeros(0, dtype=np.int64))
+    if len(rows) and not every_row:
+        rows = corpus.sample("train", MAX_COUNTED)
     for name, modality in corpus.columns.items():
         if isinstance(modality, Category):
             tags[name] = _counted([modality.names[value] for value in _decoded(corpus, rows, name)], modality.names)

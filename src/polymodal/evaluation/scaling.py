@@ -35,24 +35,25 @@ class PowerLaw:
 def fit_power_law(examples: Sequence[float] | np.ndarray, errors: Sequence[Sequence[float] | np.ndarray]) -> PowerLaw:
     """Fit a power law by least squares to the mean errors over seeds.
 
-    examples: seen by the model at each point. errors: of each seed at each point. Intervals are percentiles over 200
-    resamples: of the seeds, and with a single one, of the residuals, of which three points have none. Raises ValueError
-    with fewer than three points.
+    examples: seen by the model at each point. errors: of each seed at each point. Intervals are Student's, with the
+    jackknife's standard error over seeds; of a single seed, percentiles over 200 resamples of the residuals, of which
+    three points have none. Raises ValueError with fewer than three points.
     """
     x, y = np.asarray(examples, dtype=np.float64), np.asarray(errors, dtype=np.float64)
     if len({*x.tolist()}) < MIN_POINTS:
         raise ValueError(f"a power law is fitted to {MIN_POINTS} points or more")
     alpha, c, eps = _fitted(x, y.mean(0))
-    rng, resampled = np.random.default_rng(0), []
-    if len(y) > 1:
-        samples = (y[rng.integers(len(y), size=len(y))].mean(0) for _ in range(RESAMPLES))
-        resampled = [_fitted(x, sample, (c,)) for sample in samples]
+    low, high = np.full((2, 3), np.nan)
+    if (seeds := len(y)) > 1:
+        left_out = np.array([_fitted(x, np.delete(y, seed, 0).mean(0), (c,)) for seed in range(seeds)])
+        half = stats.t.ppf(0.975, seeds - 1) * np.sqrt((seeds - 1) * left_out.var(0))
+        low, high = (np.maximum(np.array([alpha, c, eps]) + side, 0) for side in (-half, half))
     elif len(x) > MIN_POINTS:
+        rng = np.random.default_rng(0)
         fitted = alpha * x**-c + eps
         residuals = (y[0] - fitted) * np.sqrt(len(x) / (len(x) - MIN_POINTS))
         samples = (fitted + rng.choice(residuals, len(x)) for _ in range(RESAMPLES))
-        resampled = [_fitted(x, sample, (c,)) for sample in samples]
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0) if resampled else np.full((2, 3), np.nan)
+        low, high = np.percentile([_fitted(x, sample, (c,)) for sample in samples], [2.5, 97.5], axis=0)
     return PowerLaw(alpha, Estimate(c, float(low[1]), float(high[1])), Estimate(eps, float(low[2]), float(high[2])))
 
 

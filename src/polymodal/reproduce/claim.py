@@ -93,9 +93,7 @@ def reproduce(
     elif isinstance(claim, CuratedTrainingClaim):
         comparison = compare_training_on_curated(arms, claim, corpus, budget, seeds, out, display, trust_code)
     else:
-        start = None
-        if claim.start is not None:
-            start = Start(claim.start, claim.start_budget or budget, claim.start_makes, claim.start_scored)
+        start = _start_of(claim, budget)
         if tune:
             arms, tuning = tuned(arms, claim, corpus, budget, Path(out) / "tuning", start, trust_code)
         fractions = claim.budget_fractions
@@ -103,6 +101,14 @@ def reproduce(
     result = with_history(claim_record(spec, claim, comparison) | {"tuning": tuning}, Path(out), previous)
     write_json(Path(out) / CLAIM, result)
     return result, comparison
+
+
+def _start_of(claim: Claim, budget: Budget) -> Start | None:
+    """Return what all arms begin with, if the claim has it; budget: by default."""
+    if claim.start is None:
+        return None
+    first = claim.start_budget or budget
+    return Start(claim.start, first, claim.start_makes, claim.start_scored, claim.start_weights)
 
 
 def claim_record(spec: str, claim: Claim, comparison: ComparisonResult) -> dict[str, Any]:

@@ -48,13 +48,15 @@ class Start:
     """What all arms of a comparison begin with: a recipe that is trained first, once a seed.
 
     makes: the corpus that arms are trained on (`types.Claim.start_makes`); by default the comparison's own.
-    scored: whether its own figures are wanted, too.
+    scored: whether its own figures are wanted, too. weights: whether arms begin with its weights and its tokenizer, or
+    with fresh ones.
     """
 
     recipe: Any
     budget: Budget
     makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     scored: bool = False
+    weights: bool = True
 
 
 def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory: Path | None = None) -> Run:
@@ -204,11 +206,7 @@ class _Plan:
     def beginning(self, corpus: Corpus, seed: int, watcher: ProgressReporter, unkept: Path) -> _Beginning:
         """unkept: a folder for what is made, where there is no other."""
         if self.start is None:
-            for arm in self.arms:
-                recipe_started_from(arm.recipe, None)  # raises UserError for one that begins with a run
-            first = self.arms[0].recipe
-            processor = fit_processor(first, corpus)
-            return _Beginning(random_weights(lambda: first.build(processor), seed), corpus)
+            return self._fresh(corpus, seed)
         folder = self.directory / START / f"seed-{seed}" if self.directory else None
         budget = self.budgets[START]
         run = trained_start(self.start.recipe, corpus, budget, seed, folder, watcher, self.trust_code)
@@ -219,7 +217,17 @@ class _Plan:
             made = (self.directory or unkept) / MADE / f"seed-{seed}"
             corpus = open_saved(made) if is_saved(made) else self.start.makes(run, corpus, made, seed)
         watcher.finished(START, seed, {})
+        if not self.start.weights:
+            return self._fresh(corpus, seed)._replace(scores=scores)
         return _Beginning(run.model, corpus, getattr(run.processor, "tokenizer", None), scores)
+
+    def _fresh(self, corpus: Corpus, seed: int) -> _Beginning:
+        """Weights drawn at random, which the arms have in common."""
+        for arm in self.arms:
+            recipe_started_from(arm.recipe, None)  # raises UserError for one that begins with a run
+        first = self.arms[0].recipe
+        processor = fit_processor(first, corpus)
+        return _Beginning(random_weights(lambda: first.build(processor), seed), corpus)
 
     def trained(
         self,

@@ -114,7 +114,9 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _usable(result: Mapping[str, Any], name: str, metrics: Sequence[str]) -> bool:
     score = result["scores"].get(name)
-    is_rate = score is not None and score["higher_is_better"] and score["unit"] == "percent"
+    if score is None or not {*result["arms"]} <= {*score["arms"]}:  # some arm has none of it
+        return False
+    is_rate = score["higher_is_better"] and score["unit"] == "percent"
     return is_rate and "tail_minus_head" not in name and any(fnmatchcase(name, pattern) for pattern in metrics)
 
 

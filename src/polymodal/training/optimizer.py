@@ -125,7 +125,7 @@ def learning_rate(config: OptimizerConfig, fraction: float) -> float:
     """Return the learning rate after a fraction (0 to 1) of the budget."""
     peak, lowest, warmup = config.learning_rate, config.min_lr_ratio, config.warmup_ratio
     if fraction < warmup:
-        return peak * max(fraction, 1e-3) / warmup
+        return peak * max(fraction, min(1e-3, warmup / 50)) / warmup
     done = (fraction - warmup) / max(1 - warmup, 1e-9)  # of what follows the warmup
     match config.lr_scheduler:
         case "constant":

@@ -66,8 +66,10 @@ class Recipe(DualEncoderRecipe):
     def paper(cls) -> Recipe:
         """ViT-B/16 at 224 px, batch 32,768 (sections 4.2 and 4.6); the released model has 203,155,970 parameters.
 
-        The paper's optimizer is Adafactor. The released model has no projection of images, a bias in that of captions
-        and in the patch embedding, no norm before the blocks, and attends to padding: it is read by `--init`.
+        The paper's optimizer is Adafactor. Its weight decay of 1e-4 is not multiplied by the learning rate
+        (google-research/big_vision, optax.py), so AdamW's is 1e-4 / 1e-3. The released model has no projection of
+        images, a bias in that of captions and in the patch embedding, no norm before the blocks, and attends to
+        padding: it is read by `--init`.
         """
         return cls(
             image=vit("B", 16, pooling="map"),
@@ -76,6 +78,6 @@ class Recipe(DualEncoderRecipe):
             augmentation=NONE,
             word_dropout=0.0,
             batch_size=32768,
-            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, betas=(0.9, 0.95)),
+            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4 / 1e-3, betas=(0.9, 0.95)),
             logit_bias_init=-10.0,
         )
