@@ -101,11 +101,12 @@ def write_tables(folder: Path, captions: list[str]) -> None:
 
 
 def own_data(page: str, folder: Path) -> None:
-    """Write the JSON lines that a page shows, one for each image, to the file that its commands name."""
-    for line in re.findall(r"^```json\n(.*?)\n```$", page, re.M | re.S):
-        (name,) = set(re.findall(r"--data (\S+\.jsonl)", page))
-        written = [line.replace('"0.png"', f'"{number}.png"') for number in range(48)]
-        (folder / name).write_text("\n".join(written) + "\n", encoding="utf-8")
+    """Write the JSON lines that a page shows, one for each image, to the file that the command below them names."""
+    for block in re.finditer(r"^```json\n(.*?)\n```$", page, re.M | re.S):
+        name = re.search(r"--data (\S+\.jsonl)", page[block.end() :])
+        assert name is not None
+        written = [block[1].replace('"0.png"', f'"{number}.png"') for number in range(48)]
+        (folder / name[1]).write_text("\n".join(written) + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -17,7 +17,7 @@ from typing import Any
 
 import polymodal as pm
 from polymodal import corpora, recipes
-from polymodal.claims import fdt
+from polymodal.claims import cloc, fdt
 from polymodal.claims import inductive_moment_matching as imm
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import write_plots
@@ -83,6 +83,7 @@ EXAMPLES = (
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
     Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
+    Example("cloc", "scenes", ("region_retrieval",), 180, start=cloc.claim.treatment),
     Example("uniqa", "rated_images", ("score_prediction",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
 )

@@ -17,8 +17,8 @@ def sine_positions(length: int, width: int, like: Tensor) -> Float[Tensor, "leng
     return _sines(position, width).to(like.dtype)
 
 
-def _sines(position: Float[Tensor, " length"], width: int) -> Float[Tensor, "length width"]:
-    rate = torch.exp(torch.arange(0, width, 2, device=position.device) * (-math.log(10_000) / width))
+def _sines(position: Float[Tensor, " length"], width: int, base: float = 10_000) -> Float[Tensor, "length width"]:
+    rate = torch.exp(torch.arange(0, width, 2, device=position.device) * (-math.log(base) / width))
     angle = position[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
@@ -35,6 +35,18 @@ def sine_positions_2d(grid: int, width: int, span: float | None = None) -> Float
     along = _sines(position if span is None else (position + 1) * span / grid, width // 2)
     rows, columns = along.repeat_interleave(grid, dim=0), along.repeat(grid, 1)
     return torch.cat([rows, columns], dim=1)
+
+
+def sine_points(points: Float[Tensor, "*shape 2"], width: int, grid: int) -> Float[Tensor, "*shape width"]:
+    """Return sine-cosine position embeddings of points of an image, row first, with wavelengths of its patch grid.
+
+    points: x, y as fractions of the image. width: a multiple of 4. grid: patches along a side. Wavelengths are 2 pi to
+    4 pi grid patches; of `sine_positions_2d`, with up to 20,000 pi, most channels hardly differ over a grid.
+    """
+    if width % 4:
+        raise UserError(f"A width of {width} does not divide into sines and cosines of x and y.")
+    position = points.flip(-1).flatten() * grid
+    return _sines(position, width // 2, 2 * grid).reshape(*points.shape[:-1], width)
 
 
 class SinePositions2D(nn.Module):

@@ -136,6 +136,9 @@ def own_data(entry: recipes.Entry) -> list[str]:
     elif "boxes" in entry.modalities:
         needs = f"JSON lines with an image, a caption and a list of expressions with boxes ({columns})."
         path = "expressions.jsonl"
+    elif "regions" in entry.modalities:
+        needs = f"JSON lines with an image, a caption and a list of regions, each with name and box ({columns})."
+        path = "regions.jsonl"
     elif "video" in entry.modalities:
         needs = f"A table with paths of clips and their captions ({columns})."
         path = "clips.csv"

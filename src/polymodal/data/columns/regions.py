@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,36 @@ class RegionsColumn(PassThroughColumn):
             region._replace(box=tuple(round(edge * by) for edge, by in zip(region.box, scale, strict=True)))
             for region in super().load(corpus, row)
         ]
+
+
+class PhraseBox(NamedTuple):
+    """A phrase and its box: left, top, right, bottom as fractions of the image."""
+
+    phrase: str
+    box: tuple[float, float, float, float]
+
+
+class RegionPhrasesColumn(PassThroughColumn):
+    """Phrases of an image's regions; boxes are fractions of the image, and tensors in batches.
+
+    Boxes are cut to the image; those without area, and those without a phrase, are left out.
+    """
+
+    reads = (Regions,)
+
+    def load(self, corpus: Corpus, row: int) -> list[PhraseBox]:
+        width, height = corpus.value(row, corpus.column_with(Image)).size
+        regions = []
+        for region in super().load(corpus, row):
+            left, top, right, bottom = (
+                min(max(edge / side, 0.0), 1.0) for edge, side in zip(region.box, (width, height) * 2, strict=True)
+            )
+            if left < right and top < bottom and region.name and region.name.strip():
+                regions.append(PhraseBox(region.name, (left, top, right, bottom)))
+        return regions
+
+    def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
+        return torch.tensor(boxes).reshape(-1, 4)
 
 
 @dataclass(frozen=True)

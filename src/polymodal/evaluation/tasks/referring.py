@@ -191,6 +191,7 @@ def plot(inputs: TaskInputs) -> Panels:
 task = Task(
     capability=CanDetect,
     requires=((Expressions,),),
+    condition=lambda inputs: "expressions" in getattr(inputs.processor, "columns", ()),
     order=130,
     score=lambda inputs: inputs.over_test_splits(referring_scores),
     validate=lambda inputs: referring_scores(inputs.method, inputs.processor, inputs.reader, "validation"),
