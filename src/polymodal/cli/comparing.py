@@ -26,7 +26,7 @@ from polymodal.cli._flags import (
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
-from polymodal.cli._sizes import size_of_arms
+from polymodal.cli._sizes import size_of_arms, with_fitting_batch
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
@@ -99,7 +99,7 @@ def compare(arguments: Arguments) -> None:
         specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
     budget = budget or budget_on(options.budget or BUDGET, corpus)
     size = options.size or size_of_arms(parsed, corpus, budget)
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
+    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, corpus, size)) for spec in specs]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -128,12 +128,14 @@ def _of_family(family: str, corpus: Corpus) -> list[str]:
     return fitting
 
 
-def _recipe_with_flags(spec: str, size: str | None = None) -> Any:
-    """Parse a recipe with flags: 'sparc --local-weight 1'. size: where the flags name none."""
+def _recipe_with_flags(spec: str, corpus: Corpus, size: str | None = None) -> Any:
+    """Parse a recipe with flags: 'sparc --local-weight 1'. corpus: of the comparison, which batches are to fit. size:
+    where the flags name none."""
     given = _parsed(spec)
     if size and not (given.preset.size or given.preset.paper):
         given = _parsed(f"{spec} --size {size}")
-    return given.towers.applied(source.real(given.recipe))
+    recipe = given.towers.applied(source.real(given.recipe))
+    return with_fitting_batch(recipe, corpus, _words(spec), _arm_label(spec))
 
 
 def _parsed(spec: str) -> Any:

@@ -15,7 +15,7 @@ from polymodal.cli._grid import parsed_grid
 from polymodal.cli._next_steps import next_steps
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
-from polymodal.cli._sizes import say_size, size_choice, size_flags
+from polymodal.cli._sizes import say_size, size_choice, size_flags, with_fitting_batch
 from polymodal.cli.training import RUNTIME
 from polymodal.constraints import AtLeastTwo, NonNegativeInt
 
@@ -62,6 +62,7 @@ def tune(arguments: Arguments) -> None:
         recipe = options.prepared(
             source.real(parse_with_recipe(kinds, kind, [*rest, *more], f"tune {spec}", tune).recipe)
         )
+    recipe = with_fitting_batch(recipe, corpus, rest)
     from polymodal.reproduce.halving import successive_halving
     from polymodal.reproduce.halving_display import HalvingDisplay
 

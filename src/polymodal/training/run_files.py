@@ -18,7 +18,8 @@ from polymodal.training.checksums import checksum_of_bytes, checksums_of_files
 RECORD = "run.json"
 ADVICE = "train the run again, or copy the file again from where it is whole"
 REQUIRED: Mapping[str, type] = {"recipe": dict, "corpus": dict, "budget": str, "seed": int, "state": str}
-NUMBERS = ("steps", "examples", "tokens", "parameters", "skipped", "skipped_steps", "processes", "seconds")
+COUNTS = ("steps", "examples", "tokens", "parameters", "skipped", "skipped_steps", "processes", "validations")
+NUMBERS = (*COUNTS, "seconds")
 OPTIONAL: Mapping[str, type] = {
     "init": str,
     "runtime": dict,
