@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,20 +38,24 @@ def curate(arguments: Arguments) -> None:
         out: str = "curated"
         """Output folder; `--data FOLDER` opens it."""
         good: str | None = None
-        """Text file, or built-in corpus with captions, of good texts in the language: for perplexity and frequent
-        words."""
+        """Text file, or built-in corpus with captions where no file has its name, of good texts in the language: for
+        perplexity and frequent words."""
         flagged: str | None = None
         """File with one flagged (unwanted) word per line."""
 
     kinds = {"options": Options, "curation": source.find("polymodal.curation.pipeline", "CurationOptions")}
     parsed = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
     from polymodal.corpora import registry
+    from polymodal.corpora.about import is_built_in
     from polymodal.curation.page_sources import images_of, pages_in, pages_of
     from polymodal.curation.pipeline import curate_pages
     from polymodal.curation.quality import good_texts, lines_of_file
 
     recipe, options = source.real(parsed.recipe), parsed.options
-    source_corpus = registry.load_corpus(path) if path in registry.names() else None
+    source_corpus = registry.load_corpus(path) if is_built_in(path) else None
+    for word in {path, options.good} & {*registry.names()}:
+        if not is_built_in(word):
+            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
     pages, images = (
         (pages_of(source_corpus), images_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
     )

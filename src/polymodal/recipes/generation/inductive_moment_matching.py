@@ -168,7 +168,7 @@ class Recipe(TrainingRecipe):
     time_distribution: TimeDistribution = "uniform"
     """Of t in training; log_normal is that of eta = sigma / alpha, with mean -1.1 and standard deviation 2."""
     mapping_k: NonNegativeInt = 8
-    """k of r(s,t): r is 1/2^k of the largest eta before t; 12 to 15 in the paper. With 8, r = s for half of the samples."""
+    """k of r(s,t): r is 1/2^k of the largest eta before t; 12 to 15 in the paper. With 8, r = s half of the time."""
     t_min: UnitInterval = 0.006
     """Smallest time epsilon, the end of sampling."""
     t_max: UnitInterval = 0.994
