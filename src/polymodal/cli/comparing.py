@@ -99,7 +99,10 @@ def compare(arguments: Arguments) -> None:
         specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
     budget = budget or budget_on(options.budget or BUDGET, corpus)
     size = options.size or size_of_arms(parsed, corpus, budget)
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, corpus, size)) for spec in specs]
+    arms = [
+        reproduce.Arm(label := _arm_label(spec), with_fitting_batch(recipe, corpus, _words(spec), label))
+        for spec, recipe in zip(specs, [_recipe_with_flags(spec, size) for spec in specs], strict=True)
+    ]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -128,14 +131,12 @@ def _of_family(family: str, corpus: Corpus) -> list[str]:
     return fitting
 
 
-def _recipe_with_flags(spec: str, corpus: Corpus, size: str | None = None) -> Any:
-    """Parse a recipe with flags: 'sparc --local-weight 1'. corpus: of the comparison, which batches are to fit. size:
-    where the flags name none."""
+def _recipe_with_flags(spec: str, size: str | None = None) -> Any:
+    """Parse a recipe with flags: 'sparc --local-weight 1'. size: where the flags name none."""
     given = _parsed(spec)
     if size and not (given.preset.size or given.preset.paper):
         given = _parsed(f"{spec} --size {size}")
-    recipe = given.towers.applied(source.real(given.recipe))
-    return with_fitting_batch(recipe, corpus, _words(spec), _arm_label(spec))
+    return given.towers.applied(source.real(given.recipe))
 
 
 def _parsed(spec: str) -> Any:
@@ -224,7 +225,7 @@ def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
 
 
 def attack(arguments: Arguments) -> None:
-    """attack runs by adversarial images and captions; every run is attacked, and all are evaluated (transfer)"""
+    """attack runs by adversarial images and captions, and evaluate all of them on these (transfer)"""
     usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--eps 4 ...]"
     spec, rest = positional(arguments, usage)
     paths = leading_words(rest)

@@ -206,7 +206,7 @@ def _said_of_features(features: dict[str, dict[str, int]]) -> str:
 
 
 def runs(arguments: Arguments) -> None:
-    """list the runs below a folder, with state, cost and best metrics; `runs show RUN` plots the curves of one"""
+    """list the runs below a folder, with state, cost and best metrics; `runs show RUN` plots one"""
     words = leading_words(arguments)
     if words and words[0] != "show":
         raise unknown("action of runs", words[0], ("show",))

@@ -31,6 +31,7 @@ from polymodal.training import Interrupted, Paused, RuntimeConfig, train
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.folder_lock import writes
 from polymodal.training.nonfinite import NonFiniteTraining
+from polymodal.training.parallel import launched_together
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import evaluating, write_json
 from polymodal.training.run_index import read_history
@@ -73,6 +74,8 @@ def successive_halving(
     """
     if not isinstance(eta, int) or eta < 2:
         raise UserError(f"--eta is at least 2, not {eta}.")
+    if launched_together():
+        raise UserError("Tuning runs in one process; start it without torchrun.")
     values = dict(grid if grid is not None else recipe.tuning_grid())
     candidates = candidates_of(recipe, values)
     validate = validate or validation(corpus)
