@@ -38,7 +38,7 @@ CLIP = ("train", "clip", "--data", "pairs")
         ([*CLIP, "--learning_rat=1"], "There is no flag --learning_rat; did you mean --learning-rate?"),
         ([*CLIP, "--augmentation.scal", "1", "1"], "did you mean --augmentation.scale?"),
         ([*CLIP, "--zzz", "1"], "There is no flag --zzz; `polymodal train clip --help` lists the flags."),
-        ([*CLIP, "--keep", "bst"], "--keep is one of best, last, not 'bst'; did you mean best?"),
+        ([*CLIP, "--keep", "bst"], ", not 'bst'; did you mean best?"),
         ([*CLIP, "--batch-size", "ten"], "--batch-size is a whole number, not 'ten'."),
         ([*CLIP, "--learning-rate", "fast"], "--learning-rate is a number, not 'fast'."),
         ([*CLIP, "--budget"], "`polymodal train clip --help` explains it."),

@@ -140,8 +140,7 @@ def train(
     amount = budget_on(budget, corpus)
     places = {"init": init, "out": out, "trust_code": trust_code}
     choice = _size_choice(recipe, given, size, corpus, amount, runtime, **places)
-    given = given if choice is None else sized(given, choice.size)
-    given = _with_fitting_batch(recipe, given, corpus)
+    given = _with_fitting_batch(recipe, given if choice is None else sized(given, choice.size), corpus)
     title = f"{name or name_of(given)} on {corpus.name}"
     silent = nullcontext({"on_step": on_step})
     with silent if on_step or not progress else progress_and_size(title, choice, corpus, amount) as callbacks:

@@ -55,14 +55,14 @@ def _sentence(rows: list[str], help_command: str) -> str:
     if unknown := next((row for row in rows if row.startswith("Unrecognized options:")), ""):
         following = rows[rows.index(unknown) + 1] if unknown.endswith(":") else ""
         return _unknown(f"{unknown} {following}", rows, help_command)
-    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", message):
-        value, flag = found[1], min(found[2].split("/"), key=len)
-        choices = [choice for choice in re.findall(r"'([^']*)'", found[3]) if choice != "None"]
+    if parts := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.", message):
+        value, flag = parts[1], min(parts[2].split("/"), key=len)
+        choices = [choice for choice in re.findall(r"'([^']*)'", parts[3]) if choice != "None"]
         near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
         advice = f"; did you mean {near[0]}?" if near else "."
         return f"{flag} is one of {', '.join(choices)}, not '{value}'{advice}"
-    if found := re.match(r"Error parsing (\S+): (.*)", message):
-        flag, reason = min(found[1].split("/"), key=len), found[2]
+    if parts := re.match(r"Error parsing (\S+): (.*)", message):
+        flag, reason = min(parts[1].split("/"), key=len), parts[2]
         kind = next((kind for start, kind in KINDS.items() if reason.startswith(start)), "")
         if kind and (value := re.search(r"'.*'$", reason)):
             return f"{flag} is {kind}, not {value[0]}."

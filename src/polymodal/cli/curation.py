@@ -45,17 +45,15 @@ def curate(arguments: Arguments) -> None:
 
     kinds = {"options": Options, "curation": source.find("polymodal.curation.pipeline", "CurationOptions")}
     parsed = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
-    from polymodal.corpora import registry
     from polymodal.corpora.about import is_built_in
+    from polymodal.corpora.registry import load_corpus
     from polymodal.curation.page_sources import images_of, pages_in, pages_of
     from polymodal.curation.pipeline import curate_pages
     from polymodal.curation.quality import good_texts, lines_of_file
 
     recipe, options = source.real(parsed.recipe), parsed.options
-    source_corpus = registry.load_corpus(path) if is_built_in(path) else None
-    for word in {path, options.good} & {*registry.names()}:
-        if not is_built_in(word):
-            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
+    source_corpus = load_corpus(path) if is_built_in(path) else None
+    _say_of_paths(path, options.good)
     pages, images = (
         (pages_of(source_corpus), images_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
     )
@@ -88,6 +86,15 @@ def curate(arguments: Arguments) -> None:
         "dropped.parquet what went, and why.",
         highlight=False,
     )
+
+
+def _say_of_paths(*words: str | None) -> None:
+    """Print which of the words are paths although a built-in corpus has the same name."""
+    from polymodal.corpora.about import is_built_in, names
+
+    for word in filter(None, words):
+        if word in names() and not is_built_in(word):
+            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
 
 
 def _print_step_counts(counts: Mapping[str, StepStats]) -> None:

@@ -96,7 +96,7 @@ def successive_halving(
     record, finished = _record_of(out, record)
     if finished:
         return Tuning(record, out, finished_before=True)
-    display = display or HalvingDisplay(Console(quiet=True))
+    display = display or HalvingDisplay(console=Console(quiet=True))
     begin: dict[str, Any] = {"init": init, "trust_code": trust_code}
     candidates = with_steps(candidates, corpus, budget, eta, seed, out, begin)
     given: dict[str, Any] = begin | {"seed": seed, "name": name, "runtime": runtime}
