@@ -59,12 +59,7 @@ def curate(arguments: Arguments) -> None:
     )
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     fitted = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
-    unused = recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else []
-    if unused:
-        terminal().print(
-            f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(unused)}.",
-            highlight=False,
-        )
+    _say_unused(recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else [])
     settings = {"good": options.good, "flagged": options.flagged}
     curation = source.real(parsed.curation)
     with _goes_on("pages"):
@@ -86,6 +81,15 @@ def curate(arguments: Arguments) -> None:
         "dropped.parquet what went, and why.",
         highlight=False,
     )
+
+
+def _say_unused(filters: list[str]) -> None:
+    """Print which filters are not applied."""
+    if filters:
+        terminal().print(
+            f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(filters)}.",
+            highlight=False,
+        )
 
 
 def _say_of_paths(*words: str | None) -> None:

@@ -20,7 +20,7 @@ def fitting_batch(recipe: Any, corpus: Corpus) -> tuple[Any, str]:
     batch, of which training says more.
     """
     batch_size, rows = getattr(recipe, "batch_size", 0), _training_rows(corpus)
-    if rows is None or batch_size <= rows or not dataclasses.is_dataclass(recipe):
+    if rows is None or batch_size <= rows or not dataclasses.is_dataclass(type(recipe)):
         return recipe, ""
     for size in range(rows // 2, 1, -1):
         if size % MULTIPLE_OF and size > MULTIPLE_OF:
