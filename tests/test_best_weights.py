@@ -1,5 +1,7 @@
 """Early stopping and the best weights, by planted validation values."""
 
+import inspect
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from polymodal import corpora, recipes
+from polymodal.cli.training import TrainOptions
 from polymodal.errors import UserError
 from polymodal.training import RuntimeConfig, train
 from polymodal.training.trainer import Interrupted
@@ -32,8 +35,7 @@ def clip_run(values, seen, **given):
         corpora.emoji(),
         Budget(steps=8),
         validate=planted(values, seen),
-        validations=8,
-        **given,
+        **{"validations": 8} | given,
     )
 
 
@@ -75,6 +77,34 @@ def test_a_resumed_run_stops_where_the_uninterrupted_one_does(tmp_path):
     assert before == 3
     assert run.record["steps"] == 4
     assert same(run, seen[1])
+
+
+def test_the_number_of_validations_is_chosen_and_kept(tmp_path):
+    seen, given = [], {"early_stop": 1, "validations": 2, "out": tmp_path / "run"}
+    run = clip_run([3, 2], seen, **given)
+    assert len(seen) == 2
+    assert run.record["steps"] == 8
+    assert run.record["validations"] == json.loads((tmp_path / "run" / "run.json").read_text())["validations"] == 2
+    clip_run([], [], **given)  # it is finished
+    with pytest.raises(UserError, match="another validations"):
+        clip_run([], [], **given | {"validations": 4})
+
+
+def test_a_run_without_best_weights_goes_on_with_any_number_of_validations(tmp_path):
+    seen = []
+    clip_run([], seen, validations=0, out=tmp_path / "run")
+    assert seen == []
+    clip_run([], seen, validations=4, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("given", [{"early_stop": 3, "validations": 2}, {"keep": "best", "validations": 0}])
+def test_more_validations_than_there_are_cannot_decide(given):
+    with pytest.raises(UserError, match=r"raise --validations"):
+        clip_run([], [], **given)
+
+
+def test_the_command_line_has_the_default_of_python():
+    assert TrainOptions.validations == inspect.signature(train).parameters["validations"].default
 
 
 def test_best_weights_need_a_validation():

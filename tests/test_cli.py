@@ -246,6 +246,7 @@ def test_only_training_uses_several_processes(polymodal):
     done = polymodal("compare", "clip", "--corpus", "emoji", WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2
     assert "start compare without torchrun" in done.stderr
+    assert "start tune without torchrun" in polymodal("tune", "clip", WORLD_SIZE="2", RANK="0").stderr
 
 
 def test_the_papers_preset_is_a_flag():

@@ -494,3 +494,9 @@ def test_in_python_the_result_shows_itself(corpus: Corpus, tmp_path: Path, capfd
     assert found.best["learning_rate"] == found.run.recipe.optimizer.learning_rate
     with pytest.raises(UserError, match="lists of values by name"):
         pm.tune(TINY, corpus, "12steps", grid=[1])  # type: ignore[arg-type]
+
+
+def test_tuning_in_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        pm.tune(TINY, pm.corpora.emoji(), "8steps", progress=False)

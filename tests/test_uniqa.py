@@ -145,6 +145,14 @@ def test_no_score_has_more_labels_than_asked_for() -> None:
     assert {name: len(rows) for name, rows in found.items()} == {"quality": 6, "aesthetics": 6}
 
 
+@pytest.mark.parametrize("given", [{"score_columns": ("quality",)}, {}])
+def test_a_score_that_is_not_learned_cannot_be_turned_round(given: dict[str, tuple[str, ...]]) -> None:
+    corpus = of_scores(("train",), quality=36, aesthetics=36 if given else 0)
+    recipe = dataclasses.replace(Recipe.tiny(), lower_is_better=("aesthetics",), **given)
+    with pytest.raises(UserError, match="aesthetics"):
+        fit_processor(recipe, corpus)
+
+
 def test_images_without_text_or_score_are_left_out_of_pretraining() -> None:
     corpus = of_scores(("train",), quality=12, aesthetics=18)
     processor = fit_processor(Recipe.tiny(), corpus)

@@ -7,6 +7,7 @@ silent.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -35,12 +36,13 @@ from polymodal.reproduce.halving_display import HalvingDisplay
 from polymodal.reproduce.halving_result import Tuning
 from polymodal.reproduce.result import Arm, ComparisonResult
 from polymodal.training import train as train_silently
+from polymodal.training.batch_fit import fitting_batch, is_default_batch
 from polymodal.training.run import Run, load_run
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.size_line import progress_and_size
 from polymodal.training.sizes import SizeChoice, choose_size, is_published, sized
 from polymodal.training.trainer import OnStep
-from polymodal.training.validation import Validate
+from polymodal.training.validation import VALIDATIONS, Validate
 from polymodal.types import Budget
 
 MethodT_co = TypeVar("MethodT_co", bound=nn.Module, covariant=True)
@@ -114,7 +116,7 @@ def train(
     tokenizer: Tokenizer | None = None,
     init: Path | str | None = None,
     validate: Validate | None = None,
-    validations: int = 8,
+    validations: int = VALIDATIONS,
     early_stop: int = 0,
     keep: str | None = None,
     runtime: RuntimeConfig | None = None,
@@ -138,7 +140,7 @@ def train(
     amount = budget_on(budget, corpus)
     places = {"init": init, "out": out, "trust_code": trust_code}
     choice = _size_choice(recipe, given, size, corpus, amount, runtime, **places)
-    given = given if choice is None else sized(given, choice.size)
+    given = _with_fitting_batch(recipe, given if choice is None else sized(given, choice.size), corpus)
     title = f"{name or name_of(given)} on {corpus.name}"
     silent = nullcontext({"on_step": on_step})
     with silent if on_step or not progress else progress_and_size(title, choice, corpus, amount) as callbacks:
@@ -160,6 +162,19 @@ def train(
             trust_code=trust_code,
             **callbacks,
         )
+
+
+def _with_fitting_batch(recipe: Any, given: Any, corpus: Corpus) -> Any:
+    """Return the recipe with a batch that fits the data, with a warning, unless an instance of the user sets it.
+
+    recipe: as the user passes it. given: the recipe that it stands for, at its size.
+    """
+    if hasattr(type(recipe), "__dataclass_fields__") and not is_default_batch(recipe):
+        return given
+    fitting, changed = fitting_batch(given, corpus)
+    if changed:
+        warnings.warn(changed, stacklevel=3)
+    return fitting
 
 
 def _size_choice(
@@ -224,6 +239,8 @@ def compare(
     choices = [_size_choice(one, arm.recipe, size, corpus, amount) for one, arm in zip(given, named, strict=True)]
     if (choice := choices[0] if choices and None not in choices else None) is not None:
         named = [replace(arm, recipe=sized(arm.recipe, choice.size)) for arm in named]
+    each = zip(given, named, strict=True)
+    named = [replace(arm, recipe=_with_fitting_batch(one, arm.recipe, corpus)) for one, arm in each]
     return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
 
 
@@ -262,6 +279,7 @@ def tune(
     amount = budget_on(budget, corpus)
     choice = _size_choice(recipe, given, size, corpus, amount, runtime, init=init, trust_code=trust_code)
     given = given if choice is None else sized(given, choice.size)
+    given = _with_fitting_batch(recipe, given, corpus)
     name = name or name_of(given)
     return successive_halving(
         given,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+MAX_SEARCHED = 10_000  # files of a folder among which a similar name is looked for
 TOO_MANY = os.strerror(errno.EMFILE)
 
 
@@ -50,6 +52,23 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     advice = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of: {', '.join(known)}."
     return UserError(f"There is no {kind} '{name}'; {advice}")
+
+
+def missing(what: str, path: Path | str) -> UserError:
+    """The error for a path that does not exist, with the nearest one there is. what: such as 'file or folder'."""
+    near = nearest_path(Path(path))
+    return UserError(f"There is no {what} {path}{f'; did you mean {near}?' if near else '.'}")
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Return the path beside one that does not exist whose name is most similar; None where it exists, or none is."""
+    with suppress(OSError):
+        if path.exists() or not path.parent.is_dir():
+            return None
+        beside = [one.name for one in itertools.islice(path.parent.iterdir(), MAX_SEARCHED) if one.name[0] != "."]
+        near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+        return path.with_name(near[0]) if near else None
+    return None
 
 
 def check_open_files(error: BaseException) -> None:

@@ -78,6 +78,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "compare": compare,
     "scaling": scaling,
     "reproduce": reproduce,
+    "score": score,
+    "attack": attack,
     "embed": embed,
     "index": index,
     "search": search,
@@ -86,13 +88,11 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "ask": ask,
     "classify": classify,
     "ground": ground,
+    "extract": extract,
+    "export": export,
     "sample-preferences": sample_preferences,
     "caption": caption,
     "curate": curate,
-    "extract": extract,
-    "score": score,
-    "attack": attack,
-    "export": export,
     "new": new,
     "doctor": doctor,
     "help": help_,
@@ -100,6 +100,20 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "completion": completion,
 }
 
+HEADINGS = {  # of the list of commands, by the first one below each
+    "list": "What there is",
+    "train": "Train",
+    "evaluate": "Measure",
+    "embed": "Use a run",
+    "sample-preferences": "Make training data",
+    "new": "Your own method, and this installation",
+}
+EXAMPLES = (
+    "polymodal data photos/",
+    "polymodal train clip --data photos/ --out runs/mine",
+    'polymodal search runs/mine "a dog"',
+    "polymodal compare clip siglip sparc --corpus emoji",
+)
 
 # Errors of the operating system that are no fault of a command: a full disk or quota, and a read-only place.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -217,12 +231,15 @@ def _help() -> None:
         print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
 
     say("polymodal: pre-train any modality with any published method, and know which one works on your data.")
-    print()
+    print("\nFor example:")
+    for example in EXAMPLES:
+        print(f"  {example}")
     for name, command in COMMANDS.items():
+        if name in HEADINGS:
+            print(f"\n{HEADINGS[name]}:")
         say(command.__doc__ or "", f"  {name:<18} ", " " * 21)
     print()
-    say("polymodal COMMAND --help explains a command. For example:")
-    print("  polymodal compare clip siglip sparc improved_clip \\\n      --corpus emoji --budget 25s --out demo")
+    say("polymodal COMMAND --help explains a command.")
 
 
 def _stop_at_once(message: str) -> NoReturn:

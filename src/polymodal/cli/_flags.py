@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from polymodal.cli._flag_errors import in_a_sentence
 from polymodal.constraints import validate_constraints
 from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
@@ -208,14 +209,15 @@ def _from_flags(
     import tyro
 
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        options,
-        args=arguments,
-        prog=f"polymodal {usage}",
-        description=f"{command.__doc__}{more_help}",
-        config=(tyro.conf.PositionalRequiredArgs,),
-        **keywords,
-    )
+    with in_a_sentence(usage, with_help=bool(HELP & {*arguments})):
+        return tyro.cli(
+            options,
+            args=arguments,
+            prog=f"polymodal {usage}",
+            description=f"{command.__doc__}{more_help}",
+            config=(tyro.conf.PositionalRequiredArgs,),
+            **keywords,
+        )
 
 
 def parse_together(

@@ -30,6 +30,29 @@ def size_flags(parsed: Any, choice: SizeChoice) -> list[str]:
     return [] if named else ["--size", choice.size]
 
 
+def fitting_batch_unless_set(recipe: Any, corpus: Corpus, flags: list[str]) -> tuple[Any, str]:
+    """Return the recipe with a batch that fits the data, unless the flags set it; and a sentence where it is another
+    one."""
+    if {flag.partition("=")[0].replace("_", "-") for flag in flags} & {"--batch-size"}:
+        return recipe, ""
+    from polymodal.training.batch_fit import fitting_batch
+
+    return fitting_batch(recipe, corpus)
+
+
+def with_fitting_batch(recipe: Any, corpus: Corpus, flags: list[str], name: str = "") -> Any:
+    """Return the recipe with a batch that fits the data, unless the flags set it; print that it is another one.
+
+    name: of the recipe, where there are several.
+    """
+    from polymodal.training.parallel import is_first
+
+    recipe, changed = fitting_batch_unless_set(recipe, corpus, flags)
+    if changed and is_first():
+        print(f"{name}: {changed}" if name else changed, file=sys.stderr)
+    return recipe
+
+
 def say_size(choice: SizeChoice, of: str = "") -> None:
     """Print which size was chosen, and why. of: the recipes that have it."""
     print(f"Size {choice.size}{of} (chosen: {choice.reason}).", file=sys.stderr)

@@ -26,7 +26,7 @@ from polymodal.cli._flags import (
 from polymodal.cli._output_files import output_file
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
-from polymodal.cli._sizes import size_of_arms
+from polymodal.cli._sizes import size_of_arms, with_fitting_batch
 from polymodal.constraints import NonNegativeInt, PositiveInt
 from polymodal.encoders.size_names import Size
 from polymodal.errors import UserError
@@ -99,7 +99,10 @@ def compare(arguments: Arguments) -> None:
         specs, parsed = specs + members, parsed + [_parsed(name) for name in members]
     budget = budget or budget_on(options.budget or BUDGET, corpus)
     size = options.size or size_of_arms(parsed, corpus, budget)
-    arms = [reproduce.Arm(_arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
+    arms = [
+        reproduce.Arm(label := _arm_label(spec), with_fitting_batch(recipe, corpus, _words(spec), label))
+        for spec, recipe in zip(specs, [_recipe_with_flags(spec, size) for spec in specs], strict=True)
+    ]
     comparison = reproduce.compare(
         arms,
         corpus,
@@ -222,7 +225,7 @@ def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
 
 
 def attack(arguments: Arguments) -> None:
-    """attack runs by adversarial images and captions; every run is attacked, and all are evaluated (transfer)"""
+    """attack runs by adversarial images and captions, and evaluate all of them on these (transfer)"""
     usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--eps 4 ...]"
     spec, rest = positional(arguments, usage)
     paths = leading_words(rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,31 +41,28 @@ def curate(arguments: Arguments) -> None:
         out: str = "curated"
         """Output folder; `--data FOLDER` opens it."""
         good: str | None = None
-        """Text file, or built-in corpus with captions, of good texts in the language: for perplexity and frequent
-        words."""
+        """Text file, or built-in corpus with captions where no file has its name, of good texts in the language: for
+        perplexity and frequent words."""
         flagged: str | None = None
         """File with one flagged (unwanted) word per line."""
 
     kinds = {"options": Options, "curation": source.find("polymodal.curation.pipeline", "CurationOptions")}
     parsed = parse_with_recipe(kinds, kind, rest, f"curate {spec} PAGES", curate)
-    from polymodal.corpora import registry
+    from polymodal.corpora.about import is_built_in
+    from polymodal.corpora.registry import load_corpus
     from polymodal.curation.page_sources import images_of, pages_in, pages_of
     from polymodal.curation.pipeline import curate_pages
     from polymodal.curation.quality import good_texts, lines_of_file
 
     recipe, options = source.real(parsed.recipe), parsed.options
-    source_corpus = registry.load_corpus(path) if path in registry.names() else None
+    source_corpus = load_corpus(path) if is_built_in(path) else None
+    _say_of_paths(path, options.good)
     pages, images = (
         (pages_of(source_corpus), images_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
     )
     flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
     fitted = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
-    unused = recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else []
-    if unused:
-        terminal().print(
-            f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(unused)}.",
-            highlight=False,
-        )
+    _say_unused(recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else [])
     settings = {"good": options.good, "flagged": options.flagged}
     curation = source.real(parsed.curation)
     with _goes_on("pages"):
@@ -86,6 +84,24 @@ def curate(arguments: Arguments) -> None:
         "dropped.parquet what went, and why.",
         highlight=False,
     )
+
+
+def _say_unused(filters: list[str]) -> None:
+    """Print which filters are not applied."""
+    if filters:
+        terminal().print(
+            f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(filters)}.",
+            highlight=False,
+        )
+
+
+def _say_of_paths(*words: str | None) -> None:
+    """Print which of the words are paths although a built-in corpus has the same name."""
+    from polymodal.corpora.about import is_built_in, names
+
+    for word in filter(None, words):
+        if word in names() and not is_built_in(word):
+            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
 
 
 def _print_step_counts(counts: Mapping[str, StepStats]) -> None:

@@ -104,10 +104,10 @@ def _formats() -> str:
 
 def _check(options: Any) -> None:
     """Raise UserError for a built-in corpus, which is no path, and for an output file that is not written."""
-    from polymodal.corpora import registry
+    from polymodal.corpora.about import is_built_in
 
     for path in options.data:
-        if path in registry.names() and not Path(path).exists():
+        if is_built_in(path):
             raise UserError(f"'{path}' is a built-in corpus; it is shown by: polymodal corpora show {path}")
     if options.out:
         out = Path(options.out)

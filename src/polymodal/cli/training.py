@@ -24,7 +24,7 @@ from polymodal.cli._flags import (
 from polymodal.cli._next_steps import hints, next_steps
 from polymodal.cli._printing import megabytes, print_json, print_table, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
-from polymodal.cli._sizes import size_choice, size_flags
+from polymodal.cli._sizes import size_choice, size_flags, with_fitting_batch
 from polymodal.constraints import NonNegativeInt
 from polymodal.errors import unknown
 from polymodal.types import Budget
@@ -46,7 +46,9 @@ class TrainOptions(StartOptions):
     out: str | None = None
     """Folder of the run; by default runs/RECIPE-CORPUS-seed-N."""
     early_stop: NonNegativeInt = 0
-    """Stop after N of the 8 validations without a better headline metric; 0 never stops."""
+    """Stop after N validations in a row without a better headline metric; 0 never stops."""
+    validations: NonNegativeInt = 8
+    """Number of validations, evenly over the budget; 0: none. With more of them, the N of --early-stop are shorter."""
     keep: Literal["best", "last"] | None = None
     """Weights that the run ends with: best on validation, or last. By default best with --early-stop, else last."""
 
@@ -69,8 +71,8 @@ def train(arguments: Arguments) -> None:
     if more := size_flags(parsed, choice):
         larger = parse_with_recipe(kinds, kind, [*rest, *more], f"train {spec}", train).recipe
         recipe = options.prepared(source.real(larger))
-    runtime = source.real(parsed.runtime)
-    further = {"early_stop": options.early_stop, "keep": options.keep, "trust_code": options.trust_code}
+    recipe, runtime = with_fitting_batch(recipe, corpus, rest), source.real(parsed.runtime)
+    further = {name: getattr(options, name) for name in ("early_stop", "keep", "validations", "trust_code")}
     _train(recipe, corpus, budget, options.seed, out, name, runtime, options.init, further, choice)
 
 
@@ -96,7 +98,8 @@ def resume(arguments: Arguments) -> None:
         record["recipe"]["name"],
         source.real(parsed.runtime),
         record.get("init"),
-        {"early_stop": record.get("early_stop", 0), "keep": record.get("keep"), "trust_code": trust_code},
+        {name: record[name] for name in ("early_stop", "keep", "validations") if name in record}
+        | {"trust_code": trust_code},
     )
 
 
@@ -203,7 +206,7 @@ def _said_of_features(features: dict[str, dict[str, int]]) -> str:
 
 
 def runs(arguments: Arguments) -> None:
-    """list the runs below a folder, with state, cost and best metrics; `runs show RUN` plots the curves of one"""
+    """list the runs below a folder, with state, cost and best metrics; `runs show RUN` plots one"""
     words = leading_words(arguments)
     if words and words[0] != "show":
         raise unknown("action of runs", words[0], ("show",))

@@ -15,7 +15,7 @@ from polymodal.cli._grid import parsed_grid
 from polymodal.cli._next_steps import next_steps
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
-from polymodal.cli._sizes import say_size, size_choice, size_flags
+from polymodal.cli._sizes import fitting_batch_unless_set, say_size, size_choice, size_flags
 from polymodal.cli.training import RUNTIME
 from polymodal.constraints import AtLeastTwo, NonNegativeInt
 
@@ -52,8 +52,7 @@ def tune(arguments: Arguments) -> None:
     options = parsed.options
     check_budget(options.budget)
     options.check()
-    grid = parsed_grid(options.grid, parsed.recipe)
-    name = short_name(spec)
+    grid, name = parsed_grid(options.grid, parsed.recipe), short_name(spec)
     recipe, corpus = options.prepared(source.real(parsed.recipe)), options.open()
     budget = budget_on(options.budget, corpus)
     out = Path(options.out or f"tuning/{name}-{corpus.name}-seed-{options.seed}")
@@ -62,6 +61,7 @@ def tune(arguments: Arguments) -> None:
         recipe = options.prepared(
             source.real(parse_with_recipe(kinds, kind, [*rest, *more], f"tune {spec}", tune).recipe)
         )
+    recipe, changed_batch = fitting_batch_unless_set(recipe, corpus, rest)
     from polymodal.reproduce.halving import successive_halving
     from polymodal.reproduce.halving_display import HalvingDisplay
 
@@ -77,7 +77,7 @@ def tune(arguments: Arguments) -> None:
             init=options.init,
             name=name,
             runtime=source.real(parsed.runtime),
-            display=HalvingDisplay(),
+            display=HalvingDisplay(changed_batch),
             command=shlex.join(["polymodal", "train", spec, *_of_training(rest), *more]),
             trust_code=options.trust_code,
         )

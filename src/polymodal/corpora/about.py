@@ -36,3 +36,8 @@ def names() -> tuple[str, ...]:
     """Return the names of the built-in corpora: the files of this folder that have `about`."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
     return tuple(file.stem for file in files if "\nabout = About(" in file.read_text(encoding="utf-8"))
+
+
+def is_built_in(name: str) -> bool:
+    """Return whether a word that may be a path is the name of a built-in corpus: a file or folder goes before."""
+    return name in names() and not Path(name).exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polymodal import source
@@ -50,8 +51,11 @@ def load_corpus(name: str) -> Corpus:
 
 
 def _check(name: str) -> None:
-    if name not in names():
-        raise unknown("corpus", name, names())
+    if name in names():
+        return
+    if name and Path(name).exists():
+        raise UserError(f"There is no built-in corpus '{name}', but a file or folder; give it as --data {name}.")
+    raise unknown("corpus", name, names())
 
 
 def load_mixture(text: str, every_column: bool = False) -> Corpus:

@@ -9,7 +9,7 @@ from typing import Any
 
 from polymodal.corpora import user_files
 from polymodal.corpora._downloads import fetched
-from polymodal.corpora.about import names
+from polymodal.corpora.about import is_built_in
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.formats import csv, json
 from polymodal.corpora.hub import from_hub, is_hub
@@ -67,12 +67,11 @@ def local_files(given: list[str], stream: bool = False) -> list[Path | str] | No
 
 def _check_not_built_in(given: list[str]) -> None:
     """Raise UserError where the name of a built-in corpus is given as a path that does not exist."""
-    for name in set(given) & set(names()):
-        if not Path(name).exists():
-            raise UserError(
-                f"There is no file or folder {name}. {name} is a built-in corpus: "
-                f"give --corpus {name} on the command line, pm.corpora.{name}() in Python."
-            )
+    for name in filter(is_built_in, given):
+        raise UserError(
+            f"There is no file or folder {name}. {name} is a built-in corpus: "
+            f"give --corpus {name} on the command line, pm.corpora.{name}() in Python."
+        )
 
 
 def open_data(data: Any) -> Corpus:

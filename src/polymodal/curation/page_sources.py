@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, missing
 from polymodal.modalities import Image, Interleaved
 from polymodal.modalities.image import to_rgb
 
@@ -46,7 +46,7 @@ def pages_in(source: Path) -> Iterator[dict[str, str]]:
             }
         return
     if not source.is_file():
-        raise UserError(f"There is no file or folder {source}.")
+        raise missing("file or folder", source)
     yield from _of_table(source)
 
 

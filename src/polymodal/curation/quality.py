@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._html import lines
-from polymodal.corpora.about import names
+from polymodal.corpora.about import is_built_in
 from polymodal.corpora.registry import load_corpus
 from polymodal.curation.ngrams import NGramModel
 from polymodal.errors import UserError, needs
@@ -267,7 +267,7 @@ def good_texts(source: str, language: str) -> list[str]:
 
     Raises UserError for a file that cannot be read, and where there is no text.
     """
-    if source in names():
+    if is_built_in(source):
         corpus = load_corpus(source)
         column = corpus.column_with(Text)
         rows = corpus.raw_values(corpus.rows("train"), column)

@@ -34,7 +34,7 @@ def claim_of(spec: str, name: str = FIRST_CLAIM) -> Claim:
         with_claims = ", ".join(name for name, entry in recipes.entries().items() if entry.has_claim)
         raise UserError(f"The recipe '{spec}' makes no claim to test; these do: {with_claims}.")
     if name not in claims:
-        raise unknown(f"claim of '{spec}'", name, claims)
+        raise unknown("claim of this recipe named", name, claims)
     return claims[name]
 
 

@@ -31,6 +31,7 @@ from polymodal.training import Interrupted, Paused, RuntimeConfig, train
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.folder_lock import writes
 from polymodal.training.nonfinite import NonFiniteTraining
+from polymodal.training.parallel import launched_together
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import evaluating, write_json
 from polymodal.training.run_index import read_history
@@ -73,6 +74,8 @@ def successive_halving(
     """
     if not isinstance(eta, int) or eta < 2:
         raise UserError(f"--eta is at least 2, not {eta}.")
+    if launched_together():
+        raise UserError("Tuning runs in one process; start it without torchrun.")
     values = dict(grid if grid is not None else recipe.tuning_grid())
     candidates = candidates_of(recipe, values)
     validate = validate or validation(corpus)
@@ -93,7 +96,7 @@ def successive_halving(
     record, finished = _record_of(out, record)
     if finished:
         return Tuning(record, out, finished_before=True)
-    display = display or HalvingDisplay(Console(quiet=True))
+    display = display or HalvingDisplay(console=Console(quiet=True))
     begin: dict[str, Any] = {"init": init, "trust_code": trust_code}
     candidates = with_steps(candidates, corpus, budget, eta, seed, out, begin)
     given: dict[str, Any] = begin | {"seed": seed, "name": name, "runtime": runtime}

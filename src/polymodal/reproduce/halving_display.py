@@ -22,7 +22,9 @@ MAX_WIDTH = 80
 class HalvingDisplay:
     """Shows on standard error what is planned, the candidate in training, and the score of each."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, note: str = "", console: Console | None = None):
+        """note: a sentence that the plan begins with."""
+        self.note = note
         self.console = console or Console(stderr=True)
         columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), TimeRemainingColumn()
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -49,6 +51,8 @@ class HalvingDisplay:
         ends = [*(rung["steps"] for rung in rungs)]
         sizes = [*(rung["candidates"] for rung in rungs), 0]
         total = sum(end * (size - after) for end, size, after in zip(ends, sizes, sizes[1:], strict=False))
+        if self.note:
+            self.say(self.note)
         self.say(f"{record['recipe']['name']}: {count} candidates ({fields}).")
         self.say(
             f"Rungs: {', '.join(parts)}, the end. At most {total:,} steps of training, within the budget of "

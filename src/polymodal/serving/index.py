@@ -8,13 +8,14 @@ from __future__ import annotations
 import base64
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image as PILImage
 
-from polymodal.errors import UnreadableExample, UserError, unusable
+from polymodal.errors import UnreadableExample, UserError, nearest_path, unusable
 from polymodal.modalities.image import open_image
 from polymodal.serving.index_table import (
     RESERVED_COLUMNS,
@@ -56,7 +57,11 @@ class Index:
 
     def __init__(self, place: str):
         if not is_index(place):
-            raise UserError(f"{place} is no index; make one with: polymodal index RUN --data PATH --out {place}.")
+            near = nearest_path(Path(place))
+            advice = (
+                f"did you mean {near}?" if near else f"make one with: polymodal index RUN --data PATH --out {place}."
+            )
+            raise UserError(f"{place} is no index; {advice}")
         self.place = place
         self.table = open_table(place)
         self.about = read_origin(self.table)

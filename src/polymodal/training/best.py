@@ -85,20 +85,27 @@ class BestWeights:
 
 
 def best_weights(
-    early_stop: int, keep: str | None, validate: Validate | None, record: dict[str, Any]
+    early_stop: int, keep: str | None, validate: Validate | None, validations: int, record: dict[str, Any]
 ) -> BestWeights | None:
     """Return what keeps the best weights, which the record then names; None without early stopping and keep=best.
 
     Raises UserError for other values, and without validation.
     """
+    if validations < 0:
+        raise UserError(f"validations is how often the run is validated, at least 0, not {validations}.")
     if early_stop < 0 or keep not in (None, "best", "last"):
         raise UserError("early_stop is a number of validations, at least 0, and keep is best or last.")
     keep = keep or ("best" if early_stop else "last")
     if not early_stop and keep == "last":
         return None
+    if early_stop > validations or not validations:
+        raise UserError(
+            f"Of {validations} validations, there cannot be {max(early_stop, 1)} to decide by; raise --validations "
+            "(validations=...), or lower --early-stop."
+        )
     if validate is None:
         raise UserError("early_stop and keep='best' need validate, such as evaluation.validation(corpus).")
-    record |= {"early_stop": early_stop, "keep": keep}
+    record |= {"early_stop": early_stop, "keep": keep, "validations": validations}
     return BestWeights(early_stop, keep)
 
 

@@ -27,7 +27,7 @@ from polymodal.encoders.pretrained_image import PretrainedImageConfig
 from polymodal.encoders.pretrained_language_model import PretrainedDecoder, read_language_model
 from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.errors import UserError
+from polymodal.errors import UserError, nearest_path
 from polymodal.modalities.text import TextTokenizer, Tokenizer
 from polymodal.training.recipe_record import recipe_from_record
 from polymodal.training.run import WEIGHTS, read_record
@@ -60,7 +60,9 @@ def from_run(directory: Path | str) -> Callable[[nn.Module], int]:
     def start(model: nn.Module) -> int:
         path = Path(directory) / WEIGHTS
         if not path.is_file():
-            raise UserError(f"{directory} holds no finished run to start from (it has no {WEIGHTS}).")
+            near = nearest_path(Path(directory))
+            advice = f"; did you mean {near}?" if near else "."
+            raise UserError(f"{directory} holds no finished run to start from (it has no {WEIGHTS}){advice}")
         return _taken(model, read_tensors(path), str(directory))
 
     return start

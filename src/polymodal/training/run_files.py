@@ -12,13 +12,14 @@ from typing import Any
 
 from polymodal.data import processor as processors
 from polymodal.data.processor import Processor
-from polymodal.errors import UserError, read_errors
+from polymodal.errors import UserError, nearest_path, read_errors
 from polymodal.training.checksums import checksum_of_bytes, checksums_of_files
 
 RECORD = "run.json"
 ADVICE = "train the run again, or copy the file again from where it is whole"
 REQUIRED: Mapping[str, type] = {"recipe": dict, "corpus": dict, "budget": str, "seed": int, "state": str}
-NUMBERS = ("steps", "examples", "tokens", "parameters", "skipped", "skipped_steps", "processes", "seconds")
+COUNTS = ("steps", "examples", "tokens", "parameters", "skipped", "skipped_steps", "processes", "validations")
+NUMBERS = (*COUNTS, "seconds")
 OPTIONAL: Mapping[str, type] = {
     "init": str,
     "runtime": dict,
@@ -40,7 +41,9 @@ def read_record(directory: Path) -> dict[str, Any]:
     """Read the record of a run. Raises UserError when the folder is not a run, and for values of other types."""
     path = directory / RECORD
     if not path.is_file():
-        raise UserError(f"{directory} is not a run (it has no {RECORD}); `polymodal runs` lists the runs there are.")
+        near = nearest_path(directory)
+        advice = f"did you mean {near}?" if near else "`polymodal runs` lists the runs there are."
+        raise UserError(f"{directory} is not a run (it has no {RECORD}); {advice}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["recipe"]["class"], record["recipe"]["values"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -26,6 +25,7 @@ from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
 from polymodal.training.best import BestWeights, best_weights
 from polymodal.training.checkpoint_reading import checkpoints
+from polymodal.training.configuration import holds_finished, new_record
 from polymodal.training.data_fingerprint import data_fingerprint
 from polymodal.training.ending import Interrupted, Paused, finish, interrupt, pause, rescue
 from polymodal.training.folder_lock import lock_folder
@@ -42,13 +42,12 @@ from polymodal.training.loop import Trainer
 from polymodal.training.parallel import World, check_batch, join_world
 from polymodal.training.progress import Progress
 from polymodal.training.recipe_file import save_user_recipe
-from polymodal.training.recipe_record import recipe_record
-from polymodal.training.run import RECORD, WEIGHTS, Run, load_run, read_record, write_json
+from polymodal.training.run import RECORD, Run, load_run, read_record, write_json
 from polymodal.training.run_files import save_processor
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stages import active_stages
 from polymodal.training.stopping import StopEvent, stop_signals
-from polymodal.training.validation import Validate
+from polymodal.training.validation import VALIDATIONS, Validate
 from polymodal.types import Budget
 
 __all__ = ["Interrupted", "OnStep", "Paused", "Progress", "Validate", "copy_matching_weights", "train"]
@@ -71,7 +70,7 @@ def train(
     tokenizer: Tokenizer | None = None,
     init: Path | str | None = None,
     validate: Validate | None = None,
-    validations: int = 8,
+    validations: int = VALIDATIONS,
     early_stop: int = 0,
     keep: str | None = None,
     runtime: RuntimeConfig | None = None,
@@ -90,7 +89,7 @@ def train(
     `starting_from` adapts; a warning and `not_initialized` in the record name the parameters that it lacks. Or
     `hf:NAME`, a pretrained model that the recipe was built for (`training.initialization.with_pretrained`).
     validate: called `validations` times, evenly over the budget; its time does not count. early_stop: validations
-    without a better headline metric that end training; 0: none. keep: best or last weights.
+    in a row without a better headline metric that end training; 0: none. keep: best or last weights.
     runtime: device, processes, precision, memory and checkpoints; changes results by rounding at most. on_build: called
     with the run before its first step. on_step: called after every step. until_step: there it validates, saves and
     raises `Paused`; learning rates are those of the whole budget. trust_code: see `load_run`.
@@ -99,11 +98,11 @@ def train(
     """
     recipe = _checked(recipe if weights_like is not None else recipe_started_from(recipe, init, trust_code))
     runtime = runtime or RuntimeConfig()
-    directory, record = Path(out) if out is not None else None, _new_record(recipe, name, corpus, budget, seed, init)
-    best = best_weights(early_stop, keep, validate, record)
+    directory, record = Path(out) if out is not None else None, new_record(recipe, name, corpus, budget, seed, init)
+    best = best_weights(early_stop, keep, validate, validations, record)
     with join_world(runtime.device) as world, stop_signals() as stop:
         check_batch(recipe.batch_size, runtime.micro_batch, world.size)
-        finished = directory if directory is not None and _holds_finished(directory, record) else None
+        finished = directory if directory is not None and holds_finished(directory, record) else None
         world.all_reduce_max(0)  # no process writes before all have looked
         if finished is not None:
             return load_run(finished, trust_code)
@@ -111,7 +110,7 @@ def train(
         begin: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
         with _locked(directory, world):
             with _given_up_on_error(written):
-                _announce(record, _same_data(directory, corpus), runtime, written)
+                _announce(record, _same_data(directory, corpus), runtime, validations, written)
                 run = build_run(recipe, corpus, record, seed, **begin, directory=directory, trust_code=trust_code)
                 _begin(run, written, on_build if world.first else None)
                 trainer = Trainer(run, corpus, budget, seed, runtime, world)
@@ -144,25 +143,15 @@ def _locked(directory: Path | None, world: World) -> Iterator[None]:
         yield
 
 
-def _new_record(
-    recipe: Any, name: str | None, corpus: Corpus, budget: Budget, seed: int, init: Path | str | None
-) -> dict[str, Any]:
-    """Return the configuration by which a folder is found to hold this run."""
-    record = {
-        "recipe": recipe_record(recipe, name),
-        "corpus": dict(corpus.choices),
-        "budget": str(budget),
-        "seed": seed,
-    }
-    return record if init is None else record | {"init": str(init)}
-
-
-def _announce(record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, directory: Path | None) -> None:
+def _announce(
+    record: dict[str, Any], fingerprint: str, runtime: RuntimeConfig, validations: int, directory: Path | None
+) -> None:
     """Add to the record how, where and on what the run is executed; write it to its folder, in the first process."""
     record |= {
         "data_fingerprint": fingerprint,
         "state": "running",
         "command": command_line(),
+        "validations": validations,
         "runtime": dataclasses.asdict(runtime),
     }
     record["process"] = {"host": socket.gethostname(), "pid": os.getpid()}
@@ -283,15 +272,3 @@ def command_line() -> str:
     """Return the command that the user gave, for records and reports."""
     name = Path(sys.argv[0]).name
     return shlex.join(["polymodal" if name == "__main__.py" else name, *sys.argv[1:]])
-
-
-def _holds_finished(directory: Path, record: dict[str, Any]) -> bool:
-    """Return whether the folder holds this run, finished. Raises UserError when it holds another one."""
-    if not directory.exists() or all(path.name.startswith(".") for path in directory.iterdir()):
-        return False
-    held = read_record(directory)
-    same = json.loads(json.dumps(record))
-    names = dict.fromkeys([*same, "early_stop", "keep"])
-    if differing := ", ".join(name for name in names if held.get(name) != same.get(name)):
-        raise UserError(f"{directory} holds a run with another {differing}; choose another --out, or remove it.")
-    return held["state"] == "finished" and (directory / WEIGHTS).is_file()

@@ -21,6 +21,7 @@ class Measured(Protocol):
     def headline(self) -> int | None: ...
 
 
+VALIDATIONS = 8  # of a training, evenly over its budget
 Validate = Callable[[nn.Module, Any], Mapping[str, Measured]]  # method, processor -> metrics by name
 
 

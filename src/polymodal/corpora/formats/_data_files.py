@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from polymodal.corpora._cache import cache_directory
-from polymodal.errors import UserError
+from polymodal.errors import UserError, missing
 from polymodal.files import SPECIAL, is_special
 
 # Usual spellings of splits, as `datasets` recognizes them in file and folder names.
@@ -173,7 +173,7 @@ def _expanded(given: str) -> list[Path]:
         return [path]
     matches = [match for pattern in braces(str(path)) for match in sorted(_matches(pattern))]
     if not matches:
-        raise UserError(f"There is no file or folder {given}.")
+        raise missing("file or folder", given)
     return matches
 
 

@@ -38,7 +38,8 @@ class ScoresColumn(BaseColumn):
         raise MissingModality(f"{message}.{corpus.hint}", "table")
 
     def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> ScoresColumn:
-        """Raises UserError for a name of no numeric column, and where no score differs between training images."""
+        """Raises UserError for a name of no numeric column, for one in `lower_is_better` that is not learned, and where
+        no score differs between training images."""
         corpus = corpora[0]
         table = corpus.columns[corpus.column_with(Table)]
         assert isinstance(table, Table)
@@ -56,6 +57,11 @@ class ScoresColumn(BaseColumn):
                 raise UserError(f"All training images have the same '{name}', or none; no score is learned from it.")
         if not limits:
             self.check(corpus)
+        if unlearned := [name for name in self.lower_is_better if name not in limits]:
+            raise UserError(
+                f"--lower-is-better names {', '.join(unlearned)}, which is not among the scores that are learned: "
+                f"{', '.join(limits)}; name it in --score-columns, too, or leave it out."
+            )
         low, high = zip(*limits.values(), strict=True)
         return replace(self, names=[*limits], lower_is_better=[*self.lower_is_better], low=[*low], high=[*high])
 

@@ -49,7 +49,7 @@ class DualEncoder(DualEncoderModel):
 
     def __init__(
         self,
-        recipe: DualEncoderRecipe,
+        recipe: TwoTowerRecipe,
         vocabulary: int,
         logit_scale_max: float | None = CLIP_MAX,
         logit_bias_init: float | None = None,
@@ -90,12 +90,12 @@ class DualEncoder(DualEncoderModel):
                 own.copy_(weights[name].reshape(()))
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound="DualEncoderRecipe")
+AnyRecipe = TypeVar("AnyRecipe", bound="TwoTowerRecipe")
 
 
 @dataclass(frozen=True)
-class DualEncoderRecipe(TrainingRecipe):
-    """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
+class TwoTowerRecipe(TrainingRecipe):
+    """Hyper-parameters of two encoders and their space, for recipes that make batches in a way of their own."""
 
     batch_size: AtLeastTwo = 96
     """Examples in a step, over all processes; each is told from the others."""
@@ -106,7 +106,6 @@ class DualEncoderRecipe(TrainingRecipe):
     """Dimensions of the embedding space."""
     logit_scale_init: PositiveFloat = CLIP_INIT
     """Inverse temperature at the start; it is learned (CLIP, section 2.5)."""
-    augmentation: ImageAugmentation = WEAK
     word_dropout: UnitInterval = 0.3
     """Probability with which a word of a caption is left out while training (Iyyer et al. 2015, section 3.1)."""
 
@@ -128,7 +127,7 @@ class DualEncoderRecipe(TrainingRecipe):
             batch_size=4,
         )
 
-    def with_pretrained(self, name: str) -> DualEncoderRecipe:
+    def with_pretrained(self: AnyRecipe, name: str) -> AnyRecipe:
         """This recipe with the towers and the space of a pretrained dual encoder. Raises UserError when it is none."""
         whole = read_configuration(name)
         if not (hasattr(whole, "vision_config") and hasattr(whole, "text_config")):
@@ -139,21 +138,31 @@ class DualEncoderRecipe(TrainingRecipe):
         )
 
     def cacheable_encoders(self) -> tuple[str, ...]:
-        return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
+        return ("text_encoder",)
 
     def columns(self) -> Declared:
         """The encoders' image size, colors and tokenizer; what they do not bring is learned on the training split."""
         image = ImageColumn.of(self.image.image_size, self.image.image_mean_std)
         return {"image": image, "text": TextColumn(self.text)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
-        """One augmented view of each image and one of its captions."""
-        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
-        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
-        return {"image": image, "text": processor.text(self.sample_captions(examples, processor.text, example_rng))}
-
     def sample_captions(self, examples: list[Example], text: TextColumn, example_rng: ExampleRNG) -> list[str]:
         """One of the captions of each, without some of its words."""
         captions = text.sample_captions([example["text"] for example in examples], example_rng)
         each = zip(captions, example_rng.generators, strict=True)
         return [without_words(caption, self.word_dropout, rng) for caption, rng in each]
+
+
+@dataclass(frozen=True)
+class DualEncoderRecipe(TwoTowerRecipe):
+    """Hyper-parameters of the family. The defaults train in a minute on two cores; `paper()` has the published ones."""
+
+    augmentation: ImageAugmentation = WEAK
+
+    def cacheable_encoders(self) -> tuple[str, ...]:
+        return ("text_encoder", "image_encoder") if self.augmentation == NONE else ("text_encoder",)
+
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ImageTextBatch:
+        """One augmented view of each image and one of its captions."""
+        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
+        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
+        return {"image": image, "text": processor.text(self.sample_captions(examples, processor.text, example_rng))}

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -160,7 +160,7 @@ class Recipe(DualEncoderRecipe):
 
     def with_pretrained(self, name: str) -> Recipe:
         """This recipe with the towers and the space of a pretrained dual encoder, which has no h_v."""
-        return dataclasses.replace(cast(Recipe, super().with_pretrained(name)), residual_head=True)
+        return dataclasses.replace(super().with_pretrained(name), residual_head=True)
 
     def starting_from(self, source: Any) -> Recipe:
         """This recipe with the h_v of the run that it starts from; for a run of another recipe, which has none, it

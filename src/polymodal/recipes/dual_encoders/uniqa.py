@@ -51,7 +51,7 @@ from polymodal.models.dual_encoder import TokenEmbeddings
 from polymodal.models.score_adapters import PromptedScorer, RatedBatch
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.multi_positive import multi_positive_info_nce
-from polymodal.recipes.dual_encoders._base import DualEncoder, DualEncoderRecipe, ImageTextBatch
+from polymodal.recipes.dual_encoders._base import DualEncoder, ImageTextBatch, TwoTowerRecipe
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import two_halves
 from polymodal.training.optimizer import OptimizerConfig
@@ -110,7 +110,7 @@ class UniQA(PromptedScorer, DualEncoder):
 
 
 @dataclass(frozen=True)
-class Recipe(DualEncoderRecipe):
+class Recipe(TwoTowerRecipe):
     image: ImageEncoderConfig = ImageEncoderConfig(image_size=48, stem=(24, 48, 96), width=128, depth=1)
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     word_dropout: UnitInterval = 0.0
@@ -147,8 +147,8 @@ class Recipe(DualEncoderRecipe):
     """Whether prompts of blur, noise and low quality are averaged with those of the level."""
 
     size_fields: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": DualEncoderRecipe.size_fields["small"] | {"load_size": 128},
-        "base": DualEncoderRecipe.size_fields["base"] | {"load_size": 288},
+        "small": TwoTowerRecipe.size_fields["small"] | {"load_size": 128},
+        "base": TwoTowerRecipe.size_fields["base"] | {"load_size": 288},
     }
 
     def __post_init__(self) -> None:
@@ -181,9 +181,6 @@ class Recipe(DualEncoderRecipe):
         """Return the labelled training rows of all scores, again and again until they fill a batch."""
         rows = np.unique(np.concatenate(list(processor.scores.labelled_rows(corpus).values())))
         return np.tile(rows, -(-self.batch_size // len(rows)))
-
-    def cacheable_encoders(self) -> tuple[str, ...]:
-        return ("text_encoder",)
 
     def columns(self) -> Declared:
         similarity = partial(text_similarity, self.relevance_encoder) if self.relevance_encoder else None

@@ -168,8 +168,7 @@ class Recipe(TrainingRecipe):
     time_distribution: TimeDistribution = "uniform"
     """Of t in training; log_normal is that of eta = sigma / alpha, with mean -1.1 and standard deviation 2."""
     mapping_k: NonNegativeInt = 8
-    """k of r(s,t): r is 1/2^k of the largest eta before t. 12 to 15 in the paper, whose training is a thousand times as
-    long; with 8, r = s for half of the samples."""
+    """k of r(s,t): r is 1/2^k of the largest eta before t; 12 to 15 in the paper. With 8, r = s half of the time."""
     t_min: UnitInterval = 0.006
     """Smallest time epsilon, the end of sampling."""
     t_max: UnitInterval = 0.994
@@ -199,12 +198,15 @@ class Recipe(TrainingRecipe):
         "base": {"image_size": 32, "patch_size": 2, "width": 384, "depth": 12, "num_heads": 6, "batch_size": 256},
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "mmd" and self.batch_size % self.num_particles:
+            raise UserError(f"A batch of {self.batch_size} has no whole groups of {self.num_particles} particles.")
+
     def columns(self) -> Declared:
         return {"image": ImageColumn(self.image_size), **condition_columns(self.conditions, self.text)}
 
     def build(self, processor: Processor) -> IMM:
-        if self.objective == "mmd" and self.batch_size % self.num_particles:
-            raise UserError(f"A batch of {self.batch_size} has no whole groups of {self.num_particles} particles.")
         check_sampling_times(self.t_max, self.t_min, self.noise_schedule, self.mid_nt)
         if self.objective != "flow" and self.t_max == 1:
             raise UserError("--t-max is below 1, where sigma / alpha is infinite and r(s,t) is always s.")
@@ -218,7 +220,6 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         text = TextEncoderConfig(300, context_length=24, width=16, depth=1, num_heads=2)
         return cls(text=text, image_size=8, width=16, depth=1, num_heads=2, num_particles=2, batch_size=4)
 

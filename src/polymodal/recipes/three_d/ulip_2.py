@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypedDict, cast
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -150,7 +150,7 @@ class Recipe(DualEncoderRecipe):
 
     def with_pretrained(self, name: str) -> Recipe:
         """Return the recipe with the frozen encoders of a pretrained CLIP."""
-        return dataclasses.replace(cast(Recipe, super().with_pretrained(name)), clip_fraction=0.0)
+        return dataclasses.replace(super().with_pretrained(name), clip_fraction=0.0)
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ("image_encoder", "text_encoder")
