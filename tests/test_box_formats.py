@@ -64,7 +64,7 @@ def test_yolo_of_ultralytics(tmp_path):
     expressions = [corpus.value(row, corpus.column_with(Expressions)) for row in range(len(corpus))]
     assert expressions[1] == [("dog", ((3, 1.5, 5, 4.5),), 0), ("no", ((0, 0, 4, 6),), 0)]
     assert [[one.text for one in expressions[row] if not one.boxes] for row in (0, 4, 8)] == [["dog"], ["no"], ["dog"]]
-    assert any("3 images have no label file" in note for note in corpus.notes)
+    assert any("Images without a label file (3)" in note for note in corpus.notes)
     assert not corpus.skipped
 
 
@@ -119,13 +119,13 @@ def test_yolo_of_label_studio_has_classes_in_a_text_file(tmp_path):
 @pytest.mark.parametrize(
     ("label", "settings", "box", "note"),
     [
-        ("1 0.25 0.5 0.75 0.5 0.5 1", "", (2, 3, 6, 6), "1 polygons are read as the boxes"),
-        ("1 0.25 0.5 0.75 0.5 0.75 1 0.25 1", "", (2, 3, 6, 6), "1 polygons are read as the boxes"),
-        ("1 0.5 0.5 0.5 1 .1 .1 .2 .2", "kpt_shape: [2, 2]", (2, 0, 6, 6), "Keypoints of 1 objects are not read"),
-        (f"1 0.5 0.5 0.5 1 {'.1 .1 2 ' * 17}", "", (2, 0, 6, 6), "Keypoints of 1 objects are not read"),
-        ("1 0.5 0.5 0.5 1 0.93", "", (2, 0, 6, 6), "1 boxes have a sixth value"),
-        ("1.000000e+00 5.0e-01 5.0e-01 5.0e-01 1.0e+00", "", (2, 0, 6, 6), "2 names of classes"),
-        ("1 0.125 0.5 0.5 1", "", (0, 0, 3, 6), "2 names of classes"),  # reaches out of the image
+        ("1 0.25 0.5 0.75 0.5 0.5 1", "", (2, 3, 6, 6), "Polygons (1) are read"),
+        ("1 0.25 0.5 0.75 0.5 0.75 1 0.25 1", "", (2, 3, 6, 6), "Polygons (1) are read"),
+        ("1 0.5 0.5 0.5 1 .1 .1 .2 .2", "kpt_shape: [2, 2]", (2, 0, 6, 6), "objects (1) are"),
+        (f"1 0.5 0.5 0.5 1 {'.1 .1 2 ' * 17}", "", (2, 0, 6, 6), "objects (1) are"),
+        ("1 0.5 0.5 0.5 1 0.93", "", (2, 0, 6, 6), "A sixth value of boxes (1)"),
+        ("1.000000e+00 5.0e-01 5.0e-01 5.0e-01 1.0e+00", "", (2, 0, 6, 6), "Names of classes (2)"),
+        ("1 0.125 0.5 0.5 1", "", (0, 0, 3, 6), "Names of classes (2)"),  # reaches out of the image
     ],
 )
 def test_lines_of_yolo(label, settings, box, note, tmp_path):
@@ -270,7 +270,7 @@ def test_objects_of_voc(tmp_path):
     assert regions(corpus)["0.png"] == [("dog", (0, 0, 4, 3)), ("cat", (2, 0, 8, 3))]
     assert regions(corpus)["2.png"] == []
     assert sorted(skipped(corpus).values()) == [2, 2]
-    assert any("2 objects that are marked difficult are read" in note for note in corpus.notes)
+    assert any("marked difficult (2) are read" in note for note in corpus.notes)
 
 
 def test_voc_whose_pixels_are_counted_from_0(tmp_path):

@@ -127,7 +127,7 @@ def _convert(files: Sequence[Path], images: ImageFiles) -> Conversion:
     if zero_based:
         read.notes.append(f"Boxes begin at 0, as in {zero_based.file.name}, so pixels are counted from 0, not from 1.")
     if difficult:
-        read.notes.append(f"{difficult:,} objects that are marked difficult are read like all others.")
+        read.notes.append(f"Objects that are marked difficult ({difficult:,}) are read like all others.")
     if stated and not read.boxes:
         raise UserError(f"No image in {images.root} can be read: {stated[0].path}.")
     return read.conversion(())

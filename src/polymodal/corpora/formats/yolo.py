@@ -147,16 +147,16 @@ def _notes(settings: YoloSettings, forms: dict[str, int], without: Sequence[Path
     if settings.source is None:
         notes = ["No data.yaml, classes.txt or obj.names states the names of classes; their numbers are the names."]
     else:
-        notes = [f"{len(settings.names):,} names of classes are those of {settings.source.name}."]
+        notes = [f"Names of classes ({len(settings.names):,}) are those of {settings.source.name}."]
     if forms["polygon"]:
-        notes.append(f"{forms['polygon']:,} polygons are read as the boxes around them.")
+        notes.append(f"Polygons ({forms['polygon']:,}) are read as the boxes around them.")
     if forms["pose"]:
-        notes.append(f"Keypoints of {forms['pose']:,} objects are not read; their boxes are.")
+        notes.append(f"Keypoints are not read, the boxes of their objects ({forms['pose']:,}) are.")
     if forms["score"]:
-        notes.append(f"{forms['score']:,} boxes have a sixth value, as predictions have a confidence; it is not read.")
+        notes.append(f"A sixth value of boxes ({forms['score']:,}), such as a confidence, is not read.")
     if without:
         example = place_of(without[0], data.root).as_posix()
-        notes.append(f"{len(without):,} images have no label file and are read as background, such as {example}.")
+        notes.append(f"Images without a label file ({len(without):,}) are read as background, such as {example}.")
     return notes
 
 
