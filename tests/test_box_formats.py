@@ -171,6 +171,13 @@ def test_a_damaged_data_yaml_is_a_sentence(names, tmp_path):
         yolo(tmp_path, "0 0.5 0.5 1 1", names)
 
 
+def test_a_yaml_file_of_another_program_is_passed_over(tmp_path):
+    SAMPLES["yolo"](tmp_path)
+    written(tmp_path / "chart" / "values.yaml", "a: {{ names }\n  - [")
+    (tmp_path / "data.yaml").rename(tmp_path / "pets.yml")
+    assert "Names of classes (2) are those of pets.yml." in from_path(tmp_path).notes
+
+
 def test_data_yaml_in_place_of_the_folder(tmp_path):
     SAMPLES["yolo"](tmp_path)
     corpus = from_path(tmp_path / "data.yaml")

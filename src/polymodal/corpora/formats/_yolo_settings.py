@@ -16,6 +16,7 @@ from polymodal.errors import UserError
 from polymodal.modalities.image import IMAGE_SUFFIXES
 
 YAML = (".yaml", ".yml")
+USUAL = ("data", "dataset")  # names of YAML files
 MAX_BYTES = 1_000_000  # of a YAML file
 CLASSES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")
 LISTS = {
@@ -43,7 +44,12 @@ def settings_of(data: DataFiles) -> YoloSettings:
     """Return what the YAML file of a data set states, or the names in `classes.txt`, `obj.names` and others. Raises
     UserError for a damaged YAML file."""
     for file in _yaml_files(data):
-        held = _load(file)
+        try:
+            held = _load(file)
+        except UserError:
+            if file.stem.lower() in USUAL or file in data.given:
+                raise
+            continue  # of another program
         if isinstance(held, dict) and "names" in held:
             return _of_yaml(file, held)
     files = [file for file in data.files if file.name.lower() in CLASSES or file.suffix.lower() == ".names"]
@@ -84,9 +90,9 @@ def _yaml_files(data: DataFiles) -> list[Path]:
     """Return the YAML files in the folder of the data and in the folders in it; where it has none, those beside it."""
     given = [path for path in data.given if path.suffix.lower() in YAML and path.is_file()]
     within = [file for pattern in ("*", "*/*") for file in sorted(data.root.glob(pattern))]
-    usual = [data.root.parent / f"{name}{suffix}" for name in ("data", "dataset") for suffix in YAML]
+    usual = [data.root.parent / f"{name}{suffix}" for name in USUAL for suffix in YAML]
     files = [file for file in within if file.suffix.lower() in YAML and file.is_file()]
-    files.sort(key=lambda file: (len(file.parts), file.stem.lower() not in ("data", "dataset")))
+    files.sort(key=lambda file: (len(file.parts), file.stem.lower() not in USUAL))
     return given + (files or [file for file in usual if file.is_file()])
 
 
