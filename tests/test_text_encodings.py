@@ -76,11 +76,11 @@ def test_metadata_beside_images_in_windows_1252(tmp_path):
     [
         (
             "a,é\n".encode() + "b,é\n".encode("cp1252"),
-            r"has lines in UTF-8, such as 2, and is not in UTF-8 as a whole: .* line 3",
+            r"has lines in UTF-8 \(line 2\) and others that are not \(.* line 3\)",
         ),
         (
             "a,é\n".encode("cp1252") + "b,é\n".encode(),
-            r"has lines in UTF-8, such as 3, and is not in UTF-8 as a whole: .* line 2",
+            r"has lines in UTF-8 \(line 3\) and others that are not \(.* line 2\)",
         ),
         ("a,кошка\nb,собака\n".encode("cp1251"), r"is not in UTF-8; save it as UTF-8 \(as Windows-1252 it would have"),
         ("a,ネコがいる\n".encode("shift-jis"), "is not in UTF-8; save it as UTF-8"),

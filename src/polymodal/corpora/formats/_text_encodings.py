@@ -93,7 +93,9 @@ def _western(file: Path) -> str:
                 raise UserError(f"{file} {NOT_UTF8} (line {number} is not in Windows-1252, either).") from error
             example = example or (f"'{word[0][:40]}' in line {number}" if word else f"line {number}")
         if utf8 and example:
-            raise UserError(f"{file} has lines in UTF-8, such as {utf8}, and is not in UTF-8 as a whole: {example}.")
+            raise UserError(
+                f"{file} has lines in UTF-8 (line {utf8}) and others that are not ({example}); save all as UTF-8."
+            )
     if long_runs > MAX_LONG * runs:
         raise UserError(f"{file} {NOT_UTF8} (as Windows-1252 it would have {example}).")
     return f"{file.name} is not in UTF-8 and is read as Windows-1252: {example}."
