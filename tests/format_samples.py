@@ -516,6 +516,44 @@ def saved_dataset(folder: Path) -> Path:
     return folder / "saved"
 
 
+def voc(folder: Path) -> Path:
+    """The layout of the VOCdevkit, with the lists of splits and of a class."""
+    root = folder / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / name).mkdir(parents=True)
+    for number in range(COUNT):
+        (root / "JPEGImages" / f"{number:06d}.jpg").write_bytes(png(number))
+        (root / "Annotations" / f"{number:06d}.xml").write_text(
+            f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{number:06d}.jpg</filename>\n\t<size>\n"
+            "\t\t<width>8</width>\n\t\t<height>6</height>\n\t\t<depth>3</depth>\n\t</size>\n"
+            "\t<segmented>0</segmented>\n\t<object>\n\t\t<name>dog</name>\n\t\t<pose>Left</pose>\n"
+            "\t\t<truncated>1</truncated>\n\t\t<difficult>0</difficult>\n\t\t<bndbox>\n\t\t\t<xmin>1</xmin>\n"
+            "\t\t\t<ymin>2</ymin>\n\t\t\t<xmax>8</xmax>\n\t\t\t<ymax>5</ymax>\n\t\t</bndbox>\n\t</object>\n</annotation>\n"
+        )
+    lists = {"train": range(8), "val": range(8, 10), "test": range(10, COUNT), "trainval": range(10)}
+    for name, numbers in lists.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{number:06d}\n" for number in numbers))
+    (root / "ImageSets" / "Main" / "dog_train.txt").write_text("".join(f"{number:06d}  1\n" for number in range(8)))
+    return folder
+
+
+def yolo(folder: Path) -> Path:
+    """The layout of Ultralytics; every fourth image is background."""
+    for split, numbers in {"train": range(9), "val": range(9, COUNT)}.items():
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in numbers:
+            (folder / "images" / split / f"{number:012d}.jpg").write_bytes(png(number))
+            if number % 4:
+                label = folder / "labels" / split / f"{number:012d}.txt"
+                label.write_text("0 0.500000 0.500000 0.250000 0.500000\n1 0.25 0.5 0.5 1\n")
+    (folder / "data.yaml").write_text(
+        "path: ../datasets/pets # dataset root dir\ntrain: images/train\nval: images/val\ntest: # optional\n\n"
+        "# Classes\nnames:\n  0: dog\n  1: no\n\ndownload: https://example.org/pets.zip\n"
+    )
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "common_voice": common_voice,
@@ -541,8 +579,10 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "saved_dataset": saved_dataset,
     "sdf": sdf,
     "timeseries": timeseries,
+    "voc": voc,
     "vqa": vqa,
     "webdataset": webdataset,
+    "yolo": yolo,
 }
 # Samples that are written by libraries that may not be installed.
 SAMPLES |= {"nifti": nifti} if find_spec("nibabel") else {}

@@ -167,11 +167,11 @@ def test_flags_of_splits(heading, values, sizes, tmp_path):
 # Files of other programs
 
 
-def test_boxes_of_yolo_are_no_captions(tmp_path):
+def test_boxes_of_yolo_are_no_captions_of_a_folder_of_images(tmp_path):
     images(tmp_path)
     for number in range(11):
         (tmp_path / f"{number}.txt").write_text(f"{number % 2} 0.5 0.5 0.25 0.2\n1 0.1 0.2 0.1 0.1\n" * (number > 0))
-    corpus = from_path(tmp_path)
+    corpus = from_path(tmp_path, "imagefolder")
     assert not corpus.has_modality(Text)
     assert [(skipped.count, "YOLO" in skipped.reason) for skipped in corpus.skipped] == [(10, True)]
 
@@ -180,7 +180,7 @@ def test_files_that_are_not_read_beside_images_are_named(tmp_path):
     images(tmp_path / "images")
     (tmp_path / "metadata.xlsx").write_bytes(b"PK")
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "0.txt").write_text("0 .5 .5 .2 .2")
+    (tmp_path / "labels" / "0.txt").write_text("a label")
     notes = from_path(tmp_path).notes
     assert any("1 .xlsx file such as metadata.xlsx (save the sheet as CSV in UTF-8)" in note for note in notes)
     assert any("1 .txt file such as labels/0.txt" in note for note in notes)

@@ -38,7 +38,7 @@ TABLES = (
 # Files of other programs, and how what is in them can be read.
 INSTEAD = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save the sheet as CSV in UTF-8"),
-    ".xml": "convert boxes to the JSON of COCO",
+    ".xml": "convert boxes to the XML of Pascal VOC or to the JSON of COCO",
 }
 _SAMPLE = re.compile(r"(.+)[._-](?:small|sample|subset|mini|tiny|toy|preview)", re.IGNORECASE)
 # Files that accompany data and are none: documentation, metadata of tools, checksums.

@@ -26,7 +26,7 @@ from polymodal.corpora.formats._sidecars import (
     media_columns,
     text_column,
 )
-from polymodal.corpora.formats._tables import concatenated
+from polymodal.corpora.formats._tables import concatenated, without_note
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities import Modality
@@ -101,7 +101,7 @@ def read_folder(data: DataFiles, kind: str, suffixes: Sequence[str], modality: C
     if table.num_rows == 0:
         raise UserError(f"{root} names no file of the folder in {metadata[0].name}.")
     used = {*listed, *metadata, *described.values(), *(file for files in beside.values() for file in files.values())}
-    notes += _not_read(data, kind, used, {file.with_suffix("") for file in listed})
+    notes += not_read_beside(data, kind, used, {file.with_suffix("") for file in listed})
     split_of = splits_of(media, root)
     split = np.array([split_of[file] for file in media]) if split_of else None
     return Rows(table, root, modalities, split, keys=kind, skipped=tuple(skipped), notes=notes)
@@ -113,10 +113,13 @@ def _with_metadata(
     """Return the rows of metadata files, their file names replaced by paths from the root, these files, and sentences
     about names that are written otherwise than those of the files."""
     tables, media = [], []
-    root, notes = data.root, []
+    root = data.root
+    notes: list[str] = []
     for file in metadata:
         read = csv.read_csv if file.suffix.lower() in (".csv", ".tsv") else parquet.read_file
         table, left_out = (json.read_json if file.suffix.lower() == ".jsonl" else read)(file)
+        table, sentences = without_note(table)
+        notes += sentences
         skipped += left_out
         names = [name for name in (*FILE_NAMES, f"{kind}_file_name") if name in table.column_names]
         if not names:
@@ -147,7 +150,7 @@ def _with_metadata(
     return concatenated(tables), media, tuple(notes)
 
 
-def _not_read(data: DataFiles, kind: str, used: set[Path], stems: set[Path]) -> tuple[str, ...]:
+def not_read_beside(data: DataFiles, kind: str, used: set[Path], stems: set[Path]) -> tuple[str, ...]:
     """Return a sentence about files of the folder that are not read, such as annotations in another form."""
     left: dict[str, list[Path]] = {}
     for suffix, files in data.by_suffix.items():

@@ -95,7 +95,7 @@ def text_column(data: DataFiles, media: Sequence[Path], skipped: list[Skipped]) 
     written = [text for text in texts if text]
     if 2 * sum(_BOXES.fullmatch(text) is not None for text in written) > len(written):
         example = next(str(beside[stem]) for stem in (file.with_suffix("") for file in media) if stem in beside)
-        reason = "has boxes in the form of YOLO, which are not read; export the data as COCO JSON"
+        reason = "has boxes in the form of YOLO; --format yolo reads them"
         skipped.append(Skipped(len(written), reason, example))
         return {}
     without = [file for file, text in zip(media, texts, strict=True) if not text]

@@ -20,6 +20,7 @@ from polymodal.errors import UserError, read_errors
 
 TARGETS = (*label.USUAL, *text.USUAL)
 LOOKED_AT = 20  # values of a column of which a file is looked for
+NOTE = b"polymodal.note"  # metadata of a table: a sentence about the file that it was read from
 Read = Callable[[Path], tuple[pa.Table, tuple[Skipped, ...]]]
 
 
@@ -34,14 +35,19 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     several = len({file.parent.resolve() for file in files}) > 1
     tables: list[pa.Table] = []
     skipped: list[Skipped] = []
+    of_files: list[str] = []
     for file in files:
         with read_errors(file, "write it again, or leave it out"):
             table, left_out = read(file)
+        table, sentences = without_note(table)
+        of_files += sentences
         tables.append(_from_root(table, data.root / place_of(file, data.root).parent, data.root) if several else table)
         skipped += left_out
     stated = splits_of(files, data.root)
     unlabeled = _without_targets(dict(zip(files, tables, strict=True)), stated or {})
-    notes = [f"{file.name} is not read: it has no '{target}', which is to be learned." for file, target in unlabeled]
+    notes = of_files + [
+        f"{file.name} is not read: it has no '{target}', which is to be learned." for file, target in unlabeled
+    ]
     kept = [place for place, file in enumerate(files) if file not in dict(unlabeled)]
     files, tables = [files[place] for place in kept], [tables[place] for place in kept]
     root = data.root if several else files[0].parent
@@ -55,6 +61,13 @@ def read_tables(data: DataFiles, files: Sequence[Path], read: Read) -> Rows:
     if stated is not None and len({stated[file] for file in files}) > 1:
         split = np.repeat([stated[file] for file in files], [part.num_rows for part in tables])
     return Rows(table, root, split=split, skipped=tuple(skipped), notes=tuple(notes))
+
+
+def without_note(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return a table without the sentence that its metadata hold, and this sentence, if there is one."""
+    metadata = dict(table.schema.metadata or {})
+    note = metadata.pop(NOTE, None)
+    return (table.replace_schema_metadata(metadata or None), (note.decode(),)) if note else (table, ())
 
 
 def _without_targets(tables: Mapping[Path, pa.Table], stated: Mapping[Path, str]) -> list[tuple[Path, str]]:

@@ -1,11 +1,11 @@
 """CSV and TSV with a line of headings, also compressed; every value is read as text, and typed by its use.
 
-CSV has no types: a caption `007`, `None` or `NA` is the text that it is. An empty field is a missing value.
+CSV has no types: a caption `007`, `None` or `NA` is the text that it is. An empty field is a missing value. Files are
+in UTF-8, in UTF-16 with a byte order mark, or else in Windows-1252 (`_text_encodings`).
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
@@ -19,7 +19,8 @@ import pyarrow.csv as pacsv
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match
-from polymodal.corpora.formats._tables import read_tables
+from polymodal.corpora.formats._tables import NOTE, read_tables
+from polymodal.corpora.formats._text_encodings import NOT_UTF8, decoded_head, text_encoding
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
 from polymodal.modalities.image import IMAGE_SUFFIXES
@@ -64,13 +65,14 @@ def _has_decimal_commas(column: pa.ChunkedArray) -> bool:
 
 def _convert(file: Path) -> Conversion:
     delimiter, names, start = _headings(file)
-    _check_utf8(file)
+    encoding, note = text_encoding(file)  # before Arrow prints a traceback for a line in another encoding
     skipped: list[Skipped] = []
     plain = [name.strip() for name in names]
-    batches = _batches(file, delimiter, plain, start, skipped)
+    batches = _batches(file, delimiter, plain, start, encoding, skipped)
     if any(name.startswith(" ") for name in names[1:]):  # a blank after each delimiter
         batches = map(_trimmed, batches)
-    return Conversion(pa.schema(dict.fromkeys(plain, pa.string())), batches, skipped)
+    schema = pa.schema(dict.fromkeys(plain, pa.string()), metadata={NOTE: note} if note else None)
+    return Conversion(schema, batches, skipped)
 
 
 def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -79,25 +81,12 @@ def _trimmed(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
-def _check_utf8(file: Path) -> None:
-    """Raise UserError for a file in another encoding, before Arrow prints a traceback for a line of it."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with pa.input_stream(str(file), compression="detect") as stream:
-            while block := stream.read(BLOCK):
-                decoder.decode(block)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not in UTF-8; save it as UTF-8.") from error
-
-
 def _headings(file: Path) -> tuple[str, list[str], int]:
     """Return the delimiter, the names of the columns, and the number of lines to their end. Raises UserError where
     there are none."""
     with pa.input_stream(str(file), compression="detect") as stream:
         head = stream.read(1 << 16)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{file} is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {file.name} > utf8_{file.name}")
-    text = head.decode("utf-8-sig", errors="replace")
+    text = decoded_head(head)
     if not text.strip():
         raise UserError(f"{file} is empty.")
     lines = io.StringIO(text, newline=None).read().split("\n")
@@ -124,7 +113,7 @@ def _headings(file: Path) -> tuple[str, list[str], int]:
 
 
 def _batches(
-    file: Path, delimiter: str, names: Sequence[str], start: int, skipped: list[Skipped]
+    file: Path, delimiter: str, names: Sequence[str], start: int, encoding: str, skipped: list[Skipped]
 ) -> Iterator[pa.RecordBatch]:
     bad: list[pacsv.InvalidRow] = []
 
@@ -134,7 +123,7 @@ def _batches(
 
     options = {
         "read_options": pacsv.ReadOptions(
-            column_names=list(names), skip_rows=start, block_size=BLOCK, use_threads=False
+            column_names=list(names), skip_rows=start, block_size=BLOCK, use_threads=False, encoding=encoding
         ),
         "parse_options": pacsv.ParseOptions(
             delimiter=delimiter, newlines_in_values=True, invalid_row_handler=leave_out
@@ -157,7 +146,7 @@ def _batches(
                 yield whole
     except pa.ArrowInvalid as error:
         if "UTF8" in str(error) or "utf-8" in str(error).lower():
-            raise UserError(f"{file} is not in UTF-8; save it as UTF-8.") from error
+            raise UserError(f"{file} {NOT_UTF8}.") from error
         if total or "Empty CSV" not in str(error):
             raise UserError(f"{file} cannot be read as CSV: {str(error).splitlines()[0]}") from error
     _check_swallowed(file, swallowed, total, skipped)

@@ -63,8 +63,8 @@ def read(data: DataFiles) -> Rows:
 def _places(file: Path) -> tuple[int, int | None, int] | None:
     """Return where head, relation and tail are in the lines of a file; None for a file that has no edges."""
     suffix = suffix_of(file)
-    if file.name.lower() in TEXTS or suffix not in (*csv.SUFFIXES, *PLAIN):
-        return None
+    if file.name.lower() in TEXTS or suffix not in (*csv.SUFFIXES, *PLAIN) or "ImageSets" in file.parts:
+        return None  # `ImageSets` of Pascal VOC has an image and 1 or -1 in a line
     lines = [line for line in head_lines(file, 500) if not line.startswith(("#", "%"))]
     if not lines:
         return None
