@@ -79,6 +79,13 @@ def test_the_path_of_the_user_goes_before_the_corpus_of_its_name(polymodal, plac
     assert "Chromium" not in done.stderr + done.stdout
 
 
+def test_documents_of_the_user_go_before_the_corpus_of_their_name(polymodal, place):
+    (place / "manuals").mkdir(exist_ok=True)
+    done = polymodal("curate", "realsyn", "manuals", "--encoder", "nowhere", cwd=place)
+    assert done.returncode == 2
+    assert "'manuals' is the file or folder here, and not the built-in corpus of this name." in done.stderr
+
+
 def test_the_nearest_path_is_beside_one_that_does_not_exist(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / ".photo").mkdir()

@@ -130,3 +130,12 @@ def counted(tables: Any, what: str) -> Any:
             progress.advance(task, len(table))
             progress.update(task, rate=progress.tasks[0].completed / max(progress.tasks[0].elapsed or 0, 1e-9))
             yield table
+
+
+def say_of_paths(*words: str | None) -> None:
+    """Print which of the words are paths although a built-in corpus has the same name."""
+    from polymodal.corpora.about import is_built_in, names
+
+    for word in filter(None, words):
+        if word in names() and not is_built_in(word):
+            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from polymodal.cli._flags import (
     recipe_that,
     run_and_corpus,
 )
-from polymodal.cli._printing import counted, print_table, terminal
+from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.pairing import curate_pairs
 
@@ -56,7 +55,7 @@ def curate(arguments: Arguments) -> None:
 
     recipe, options = source.real(parsed.recipe), parsed.options
     source_corpus = load_corpus(path) if is_built_in(path) else None
-    _say_of_paths(path, options.good)
+    say_of_paths(path, options.good)
     pages, images = (
         (pages_of(source_corpus), images_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
     )
@@ -93,15 +92,6 @@ def _say_unused(filters: list[str]) -> None:
             f"Not applied without good texts (--good) or flagged words (--flagged): {', '.join(filters)}.",
             highlight=False,
         )
-
-
-def _say_of_paths(*words: str | None) -> None:
-    """Print which of the words are paths although a built-in corpus has the same name."""
-    from polymodal.corpora.about import is_built_in, names
-
-    for word in filter(None, words):
-        if word in names() and not is_built_in(word):
-            print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
 
 
 def _print_step_counts(counts: Mapping[str, StepStats]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, TrustOptions
-from polymodal.cli._printing import print_table, terminal
+from polymodal.cli._printing import print_table, say_of_paths, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.errors import UserError
 
@@ -55,6 +55,7 @@ def curate_pairs(
     from polymodal.curation.document_pairs import write_pairs
     from polymodal.training import Interrupted
 
+    say_of_paths(path, options.exclude, options.images)
     recipe, corpus = source.real(parsed.recipe), _open(path)
     models = _models(options)
     others = {"tags": options.tags, "exclude": options.exclude, "images": options.images}
@@ -82,9 +83,10 @@ def curate_pairs(
 
 def _open(path: str) -> Corpus:
     from polymodal.corpora import registry
+    from polymodal.corpora.about import is_built_in
     from polymodal.corpora.sources import from_path
 
-    return registry.load_corpus(path) if path in registry.names() else from_path(path)
+    return registry.load_corpus(path) if is_built_in(path) else from_path(path)
 
 
 def _models(options: PairingOptions) -> PairingModels:
@@ -112,10 +114,11 @@ def _models(options: PairingOptions) -> PairingModels:
 def _texts(name: str) -> list[str]:
     """Return the lines of a file, or the captions of all splits of a built-in corpus but the training split."""
     from polymodal.corpora import registry
+    from polymodal.corpora.about import is_built_in
     from polymodal.curation.quality import lines_of_file
     from polymodal.modalities import Text
 
-    if name not in registry.names():
+    if not is_built_in(name):
         return [line for line in lines_of_file(name) if line.strip()]
     corpus = registry.load_corpus(name)
     column = corpus.column_with(Text)
