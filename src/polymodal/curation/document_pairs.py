@@ -217,7 +217,7 @@ class Kept:
         for start in range(0, len(items), SHARD):
             file = self.folder / f"{name}-{start:09d}.npy" if self.folder else None
             if file is not None and file.is_file():
-                parts.append(np.load(file))
+                parts.append(np.load(file, allow_pickle=False))
                 continue
             parts.append(np.asarray(compute(items[start : start + SHARD]), dtype=np.float32))
             if file is not None:

@@ -159,13 +159,13 @@ class OWLv2Detector:
         try:
             from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
-            self.processor = Owlv2Processor.from_pretrained(name)
-            self.model = Owlv2ForObjectDetection.from_pretrained(name).eval().to(device)
+            self.processor = Owlv2Processor.from_pretrained(name, trust_remote_code=False)
+            model = Owlv2ForObjectDetection.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         except ImportError as error:
             raise UserError("OWLv2 needs transformers: pip install 'polymodal[hub]'.") from error
         except (OSError, ValueError) as error:
             raise UserError(f"'{name}' is no OWLv2 that can be loaded ({str(error).splitlines()[0]}).") from error
-        self.device = device
+        self.model, self.device = model.eval().to(device), device
 
     def __call__(self, image: PILImage.Image, phrases: Sequence[str]) -> list[Detection]:
         """Return the most confident phrase of each of the model's boxes."""

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from polymodal.constraints import DecayRate, NonNegativeInt, PositiveFloat, UnitInterval
 from polymodal.corpora.corpus import Corpus
@@ -109,7 +109,7 @@ class Recipe(DualEncoderRecipe):
     def has_text(self) -> bool:
         return self.pretraining in ("captions", "shuffled_captions")
 
-    def build(self, processor: Processor) -> nn.Module:
+    def build(self, processor: Processor) -> TowerClassifier | CLIPClassifier | PromptClassifier | MultimodalClassifier:
         classes, dropout = processor.label.names, self.head_dropout
         if not self.has_text:
             feed_forward = partial(FeedForwardEncoder, self.image.image_size, self.image.width)
