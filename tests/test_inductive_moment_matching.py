@@ -178,8 +178,8 @@ def test_the_published_preset_is_the_released_configuration() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(choices: dict, said: str) -> None:
-    recipe = imm.Recipe(**TINY, **choices)
     with pytest.raises(UserError, match=said):
+        recipe = imm.Recipe(**TINY, **choices)
         recipe.build(fit_processor(recipe, corpora.digits()))
 
 

@@ -26,6 +26,7 @@ from polymodal.corpora._prepared import Preparation, Row, open_prepared
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.corpora.emoji import emoji
 from polymodal.modalities import Category, Image, Modality, Text
+from polymodal.modalities.image import open_image
 from polymodal.modalities.text import stored_texts
 
 CONCEPTS, PAIRS, VALIDATION = 300, 30_000, 100
@@ -139,7 +140,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 
 def changed(stored: bytes, rng: np.random.Generator) -> bytes:
     """Return an image turned by 8 to 20 degrees, at 75 to 90 % of its size, on a pale background."""
-    image = PILImage.open(io.BytesIO(stored)).convert("RGBA")
+    image = open_image(stored).convert("RGBA")
     side, angle = image.width, float(rng.choice([-1, 1]) * rng.uniform(8, 20))
     size = round(side * rng.uniform(0.75, 0.9))
     turned = image.resize((size, size), PILImage.Resampling.LANCZOS).rotate(angle, PILImage.Resampling.BICUBIC, True)

@@ -182,6 +182,6 @@ task = Task(
     | {"mAcc": MetricKind(), "mean_IoU": MetricKind(), "acc@0.5": MetricKind()}
     | {"box_error": MetricKind(higher_is_better=False)},
     headline=("text_to_region/R@10", "region_to_text/R@10", "region_recognition/mAcc", "region_grounding/mean_IoU"),
-    forward_methods=("embed", "encode_regions", "predict_boxes"),
+    forward_methods=("embed", "encode_regions"),
     hint="ground RUN",
 )
