@@ -178,9 +178,12 @@ def test_the_published_preset_is_the_released_configuration() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(choices: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    def build() -> None:
         recipe = imm.Recipe(**TINY, **choices)
         recipe.build(fit_processor(recipe, corpora.digits()))
+
+    with pytest.raises(UserError, match=said):
+        build()
 
 
 @pytest.mark.parametrize("size", [2, 6])
