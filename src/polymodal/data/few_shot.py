@@ -58,10 +58,15 @@ class FewShotOrder(Sequence):
         """rows, labels, count, seed: see `few_shot_rows`."""
         self.rows = few_shot_rows(rows, labels, count, seed)
         self.seed = seed
+        self._pass: tuple[int, np.ndarray] = (-1, self.rows)  # the last one that was read, and its order
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
         number, place = divmod(int(index), len(self.rows))
-        return self.rows[np.random.default_rng([self.seed, number]).permutation(len(self.rows))[place]]
+        current, order = self._pass
+        if current != number:
+            order = np.random.default_rng([self.seed, number]).permutation(self.rows)
+            self._pass = number, order
+        return order[place]
