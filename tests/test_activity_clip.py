@@ -75,7 +75,7 @@ def test_pretraining_reads_no_labelled_row_and_scratch_forgets_the_start(corpus:
     recipe = dataclasses.replace(TINY, pretrain_on="unlabelled")
     assert recipe.pretraining_rows(some, None).tolist() == corpus.rows("train")[::2].tolist()
     by_label = dataclasses.replace(recipe, pretraining="labels", pretraining_column="label", adaptation="fine_tuned")
-    for one, what in ((recipe, "All captioned"), (by_label, "All training examples with a label")):
+    for one, what in ((recipe, "with text have"), (by_label, "with image and label have")):
         with pytest.raises(UserError, match=f"{what}.*--pretrain-on all"):
             fit_processor(one, corpus)
     runs = {"start": train(TINY, corpus, pm.Budget(steps=2), out=tmp_path / "start")}

@@ -66,8 +66,8 @@ def emoji_activities() -> Corpus:
 
 def activity_of(name: str) -> str | None:
     """Return the class of an emoji by its English name; None without words of exactly one."""
-    found = set(PATTERN.findall(name))
-    return found.pop() if len(found) == 1 else None
+    words = set(PATTERN.findall(name))
+    return words.pop() if len(words) == 1 else None
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:

@@ -16,9 +16,13 @@ from polymodal.errors import UserError
 def rows_with_label(corpus: Corpus, split: str = "train") -> Int[np.ndarray, " rows"]:
     """Return the rows of a split that have the label of the corpus."""
     assert corpus.label is not None
+    return rows_with(corpus, [corpus.label], split)
+
+
+def rows_with(corpus: Corpus, columns: Sequence[str], split: str = "train") -> Int[np.ndarray, " rows"]:
+    """Return the rows of a split that have a value in all of these columns."""
     rows = corpus.rows(split)
-    there = [value is not None for value in corpus.raw_values(rows, corpus.label)]
-    return rows[np.array(there, dtype=bool)]
+    return rows[corpus.has(*columns)[rows]]
 
 
 def check_labels(corpus: Corpus) -> None:

@@ -1,20 +1,18 @@
 """Activity CLIP: a low-data ladder, from training on few labels from scratch to transfer of contrastive pre-training.
 
 The paper recognizes the activity in a photograph (285 images of MSCOCO, three classes) by networks from scratch, with
-regularization, by a pretrained ViT and by CLIP, whose fine-tuned multimodal form is best. It has no algorithm of its
-own: its rungs are options of one recipe, which pre-trains towers on captions of examples without a label (stage A), and
-adapts them to N labels, as many of each class (stage B). M1 compares images with prompts of classes; M2 also reads the
-caption of the image, which often says the activity, so that it is another task with scores of its own name.
+regularization, by a pretrained ViT and by CLIP, whose fine-tuned multimodal form is best. Its rungs are options of one
+recipe, which pre-trains towers on captions of examples without a label (stage A), and adapts them to N labels, as many
+of each class (stage B). M1 compares images with prompts of classes; M2 also reads the caption of the image, which often
+says the activity, so that it is another task with scores of its own name.
 
-No code and no full text of the paper could be read: sizes, rates, prompts and the form of M1 and M2 are choices of this
-package. Differs from it in: images are drawn; 49 activities in the place of three, as a tower from scratch told three
-drawn classes apart by their layout; labels of one vendor and test images of others, of the same activities, in the
-place of folds (both chosen by validation before the claims were run); the 51 validation labels by which rates are tuned
-come beside the N; no random turns; one corpus in stage A. Early stopping is `--early-stop N`, by accuracy on validation
-labels in stage B. B2 is `--image.depth 0`, a CNN of three convolutions. The paper's B1 and B2 have no regularization:
-give them `--head-dropout 0 --optimizer.weight-decay 0 --adaptation-augmentation.scale 1 1`, and 0 for
-`--adaptation-augmentation.hflip-prob` and `.color-jitter-prob`. A pretrained ViT is `--vision hf:NAME --pretraining
-given`, a pretrained CLIP `--init hf:NAME --pretraining-fraction 0`.
+No code and no full text of the paper could be read: sizes, rates, prompts and the form of M1 and M2 are ours. Differs
+from it in: images are drawn; 49 activities in the place of three, which a tower from scratch told apart by layout, and
+test images by vendors without labels in the place of folds (both chosen by validation before the claims were run); the
+51 validation labels that tune rates come beside the N; no random turns; one corpus in stage A. `--early-stop N` counts
+validations of stage B. B2 is `--image.depth 0`, a CNN of three convolutions; for the paper's B1 and B2 set dropout,
+weight decay and augmentation to none. A pretrained ViT is `--vision hf:NAME --pretraining given`, a pretrained CLIP
+`--init hf:NAME --pretraining-fraction 0`.
 
 Terms: B1 = architecture, scratch (B2) and regularized (B3) = pretraining, ViT (T1) =
 _label_classifiers.TowerClassifier, zero-shot (T2a) and M1 = _label_classifiers.PromptClassifier, linear (T2b) and
@@ -36,7 +34,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import ShuffledTextColumn, TextColumn
-from polymodal.data.few_shot import FewShotOrder, check_labels, rows_with_label
+from polymodal.data.few_shot import FewShotOrder, check_labels, rows_with, rows_with_label
 from polymodal.data.processor import Declared, Processor, Sparse
 from polymodal.encoders.feed_forward import FeedForwardEncoder
 from polymodal.encoders.image import ImageEncoderConfig
@@ -49,7 +47,7 @@ from polymodal.modalities.text_augmentation import without_these_words, words_of
 from polymodal.recipes.dual_encoders._base import DualEncoderRecipe
 from polymodal.recipes.dual_encoders._label_classifiers import (
     CLIPClassifier,
-    LabelledImageBatch,
+    FewShotBatch,
     MultimodalClassifier,
     PromptClassifier,
     TowerClassifier,
@@ -124,8 +122,7 @@ class Recipe(DualEncoderRecipe):
             return TowerClassifier(tower, self.image.width, len(classes), dropout, categories)
         vocabulary = processor.tokenizer.vocab_size
         if self.adaptation == "multimodal":
-            masked = words_of([*classes, *self.masked_words])
-            return MultimodalClassifier(self, vocabulary, len(classes), masked)
+            return MultimodalClassifier(self, vocabulary, len(classes), words_of([*classes, *self.masked_words]))
         if self.adaptation in ("linear", "fine_tuned"):
             return CLIPClassifier(self, vocabulary, len(classes), dropout)
         prompts = [prompt for name in classes for prompt in prompts_of(name.replace("_", " "), self.templates)]
@@ -135,14 +132,13 @@ class Recipe(DualEncoderRecipe):
         towers = ("image_*", "text_*", "logit_scale*")
         first = 0.0 if self.pretraining in ("given", "none") else self.pretraining_fraction
         first = 1.0 if self.adaptation == "zero_shot" else first
-        scale = 1.0 if self.pretraining == "none" else self.tower_lr_scale
         trainable = {"linear": ("head.*",), "fine_tuned": ("image_encoder.*", "head.*"), "contrastive": towers}
         adaptation = Stage(
             "adaptation",
             1 - first,
             trainable.get(self.adaptation, ("image_*", "text_*", "head.*")),
             lr_scale=self.adaptation_lr_scale,
-            lr_scales=dict.fromkeys(towers, scale),
+            lr_scales=dict.fromkeys(towers, 1.0 if self.pretraining == "none" else self.tower_lr_scale),
             rows="labelled_rows",
             order="few_labels",
             batch="labelled_batch",
@@ -180,17 +176,16 @@ class Recipe(DualEncoderRecipe):
 
     def pretraining_rows(self, corpus: Corpus, processor: Processor | None) -> np.ndarray:
         """Return the rows of stage A. Raises UserError where all have a label."""
-        column = corpus.column_with(Text if self.has_text and corpus.has_modality(Text) else Image)
-        there, what = corpus.has(column), "captioned training examples"
-        if self.pretraining == "labels" and self.pretraining_column in corpus.columns:
-            there = there & corpus.has(self.pretraining_column)
-            what = f"training examples with a {self.pretraining_column}"
-        rows = corpus.rows("train")[there[corpus.rows("train")]]
+        columns = [corpus.column_with(Text if self.has_text and corpus.has_modality(Text) else Image)]
+        if self.pretraining == "labels":
+            LabelColumn(column=self.pretraining_column).fit([corpus], {})  # raises UserError where there is none
+            columns.append(self.pretraining_column)
+        rows = rows_with(corpus, columns)
         rows = rows if self.pretrain_on == "all" else np.setdiff1d(rows, rows_with_label(corpus))
         if not len(rows):
             raise UserError(
-                f"All {what} of '{corpus.name}' have a {corpus.label}, which pre-training would "
-                "show; take --pretrain-on all, or --pretraining-fraction 0 with --init."
+                f"All training examples of '{corpus.name}' with {' and '.join(columns)} have a {corpus.label}, which "
+                "pre-training would show; take --pretrain-on all, or --pretraining-fraction 0 with --init."
             )
         return rows
 
@@ -204,22 +199,16 @@ class Recipe(DualEncoderRecipe):
         rows = np.unique(corpus.rows("train"))
         return FewShotOrder(rows, corpus.raw_values(rows, corpus.label or ""), self.num_labels, seed)
 
-    def category_batch(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> LabelledImageBatch:
+    def category_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FewShotBatch:
         """An augmented view of each image, and its category (T1)."""
         image = self._augmented(examples, processor, self.augmentation, example_rng)
         return {"image": image, "label": processor.category([example["category"] for example in examples])}
 
-    def labelled_batch(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> LabelledImageBatch:
+    def labelled_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FewShotBatch:
         """An augmented view of each image, and its class; for M2 a caption, without words that name a class."""
         image = self._augmented(examples, processor, self.adaptation_augmentation, example_rng)
-        batch: LabelledImageBatch = {
-            "image": image,
-            "label": processor.label([example["label"] for example in examples]),
-        }
+        label = processor.label([example["label"] for example in examples])
+        batch: FewShotBatch = {"image": image, "label": label}
         if self.adaptation == "multimodal":
             words = words_of([*processor.label.names, *self.masked_words])
             captions = self.sample_captions(examples, processor.text, example_rng)
