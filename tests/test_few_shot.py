@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
+from rich.progress import Progress
 from sklearn.metrics import confusion_matrix as reference_matrix
 from sklearn.metrics import f1_score
 
 from polymodal.corpora import Corpus
+from polymodal.corpora._prepared import Preparation
 from polymodal.data.columns.label import LabelColumn
 from polymodal.data.columns.text import LearnedTokenizer, ShuffledTextColumn
 from polymodal.data.few_shot import FewShotOrder, few_shot_rows, rows_with_label
@@ -15,6 +19,8 @@ from polymodal.errors import UserError
 from polymodal.evaluation.classification import confusion_matrix, macro_f1
 from polymodal.evaluation.tasks.label_classification import by_class
 from test_missing_labels import without_labels
+
+SPLITS = ("train", "validation", "test", "test_openmoji")
 
 
 def test_few_labels_are_balanced_nested_and_others_by_seed() -> None:
@@ -28,10 +34,20 @@ def test_few_labels_are_balanced_nested_and_others_by_seed() -> None:
     assert {*few} != {*few_shot_rows(rows, labels, 9, 2)}
     assert sorted(few_shot_rows(rows, labels, 0, 1)) == rows.tolist()
     order = FewShotOrder(rows, labels, 9, 1)
-    for start in (0, 9):  # every pass has each row once
-        assert sorted(order[place] for place in range(start, start + 9)) == sorted(few)
+    passes = [[order[place] for place in range(start, start + 9)] for start in (0, 9)]
+    assert [sorted(one) for one in passes] == [sorted(few)] * 2  # every pass has each row once
+    assert passes[0] != passes[1]
+    assert order[4] == passes[0][4]  # random access, back to an earlier pass
     with pytest.raises(UserError, match="less than one for each of the 3 classes"):
         few_shot_rows(rows, labels, 2, 1)
+
+
+def test_a_pass_over_many_rows_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = FewShotOrder(np.arange(50), ["a", "b"] * 25, 0, 0)
+    made, generator = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: made.append(seed) or generator(seed))
+    assert len({order[place] for place in range(50)}) == 50
+    assert len(made) == 1
 
 
 def test_macro_f1_and_confusion_matrix_are_those_of_scikit_learn() -> None:
@@ -86,3 +102,22 @@ def test_shuffled_captions_are_those_of_others_and_always_the_same(corpus: Corpu
     assert texts == [[caption.text for caption in column.load(corpus, row)] for row in rows]
     test = int(corpus.rows("test")[0])
     assert column.load(corpus, test) == corpus.value(test, "text")
+
+
+def test_emoji_of_an_activity_are_tested_on_drawings_of_vendors_without_labels() -> None:
+    module = importlib.import_module("polymodal.corpora.emoji_activities")
+    names = ("woman running: facing right", "person tipping hand", "man cook", "cookie", "person standing", "deaf cook")
+    assert [module.activity_of(name) for name in names] == ["running", "tipping hand", "cook", None, None, None]
+    rows = list(module._rows(Preparation("emoji_activities", Progress(disable=True))))
+    labelled = {split: [row for row in rows if row["split"] == split and row["activity"]] for split in SPLITS}
+    vendors = {split: {row["vendor"] for row in some} for split, some in labelled.items()}
+    assert vendors == dict(zip(SPLITS, ({"google"}, {"twitter"}, {"fluent"}, {"openmoji"}), strict=True))
+    for split, some in labelled.items():
+        assert {row["activity"] for row in some} <= {row["activity"] for row in labelled["train"]}
+        if split != "train":  # test units are independent
+            assert len({row["group"] for row in some}) == len(some) > 45
+    groups = {row["group"] for row in rows if row["activity"]}
+    for row in rows:
+        if row["split"] == "train" and not row["activity"]:
+            assert row["group"] not in groups
+            assert row["vendor"] != "openmoji"

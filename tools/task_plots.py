@@ -73,7 +73,7 @@ EXAMPLES = (
         "emoji_activities",
         ("label_classification",),
         40,
-        {"pretraining": "none", "tower_lr_scale": 1.0, "batch_size": 32},
+        {"pretraining": "none", "batch_size": 32},
     ),
     Example("clippings", "emoji_records", ("linking",), 60),
     Example("simvg", "referring", ("referring",), 200),

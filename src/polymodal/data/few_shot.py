@@ -16,9 +16,13 @@ from polymodal.errors import UserError
 def rows_with_label(corpus: Corpus, split: str = "train") -> Int[np.ndarray, " rows"]:
     """Return the rows of a split that have the label of the corpus."""
     assert corpus.label is not None
+    return rows_with(corpus, [corpus.label], split)
+
+
+def rows_with(corpus: Corpus, columns: Sequence[str], split: str = "train") -> Int[np.ndarray, " rows"]:
+    """Return the rows of a split that have a value in all of these columns."""
     rows = corpus.rows(split)
-    there = [value is not None for value in corpus.raw_values(rows, corpus.label)]
-    return rows[np.array(there, dtype=bool)]
+    return rows[corpus.has(*columns)[rows]]
 
 
 def check_labels(corpus: Corpus) -> None:
@@ -58,10 +62,15 @@ class FewShotOrder(Sequence):
         """rows, labels, count, seed: see `few_shot_rows`."""
         self.rows = few_shot_rows(rows, labels, count, seed)
         self.seed = seed
+        self._pass: tuple[int, np.ndarray] = (-1, self.rows)  # the last one that was read, and its order
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: Any) -> Any:
         number, place = divmod(int(index), len(self.rows))
-        return self.rows[np.random.default_rng([self.seed, number]).permutation(len(self.rows))[place]]
+        current, order = self._pass
+        if current != number:
+            order = np.random.default_rng([self.seed, number]).permutation(self.rows)
+            self._pass = number, order
+        return order[place]

@@ -19,7 +19,7 @@ from polymodal.recipes.dual_encoders._base import DualEncoderRecipe
 from polymodal.recipes.dual_encoders.clip import CLIP
 
 
-class LabelledImageBatch(TypedDict):
+class FewShotBatch(TypedDict):
     """text: captions, only for those that read them."""
 
     image: Float[Tensor, "batch 3 size size"]
@@ -32,10 +32,10 @@ class LabelClassifier(nn.Module):
 
     validation_task = "label_classification"
 
-    def classification_losses(self, batch: LabelledImageBatch) -> dict[str, Tensor]:
+    def classification_losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
         return {"classification": F.cross_entropy(self.class_logits(batch), batch["label"])}
 
-    def class_logits(self, batch: LabelledImageBatch) -> Float[Tensor, "batch classes"]:
+    def class_logits(self, batch: FewShotBatch) -> Float[Tensor, "batch classes"]:
         raise NotImplementedError
 
 
@@ -58,14 +58,14 @@ class TowerClassifier(LabelClassifier):
         """Forget what the tower began with, such as the weights of `--init`."""
         self.image_encoder.load_state_dict(self.tower().state_dict())
 
-    def losses(self, batch: LabelledImageBatch) -> dict[str, Tensor]:
+    def losses(self, batch: FewShotBatch) -> dict[str, Tensor]:
         """category: cross-entropy of the category, in the place of the label."""
         if self.category_head is None:
             return self.classification_losses(batch)
         logits = self.category_head(self.image_encoder.pooled(batch["image"]))
         return {"category": F.cross_entropy(logits, batch["label"])}
 
-    def class_logits(self, batch: LabelledImageBatch) -> Float[Tensor, "batch classes"]:
+    def class_logits(self, batch: FewShotBatch) -> Float[Tensor, "batch classes"]:
         return self.head(self.image_encoder.pooled(batch["image"]))
 
     classify = class_logits
@@ -78,7 +78,7 @@ class CLIPClassifier(LabelClassifier, CLIP):
         super().__init__(recipe, vocabulary)
         self.head = linear_head(recipe.image.width, classes, dropout)
 
-    def class_logits(self, batch: LabelledImageBatch) -> Float[Tensor, "batch classes"]:
+    def class_logits(self, batch: FewShotBatch) -> Float[Tensor, "batch classes"]:
         return self.head(self.image_encoder.pooled(batch["image"]))
 
     classify = class_logits
@@ -97,7 +97,7 @@ class PromptClassifier(LabelClassifier, CLIP):
         self.register_buffer("prompt_ids", prompts.ids, persistent=False)
         self.register_buffer("prompt_lengths", prompts.lengths, persistent=False)
 
-    def class_logits(self, batch: LabelledImageBatch) -> Float[Tensor, "batch classes"]:
+    def class_logits(self, batch: FewShotBatch) -> Float[Tensor, "batch classes"]:
         prompts = self.encode_text(Tokens(self.prompt_ids, self.prompt_lengths, self.special_tokens))
         return self.logits(self.encode_image(batch["image"]), prompt_ensemble(prompts.split(self.per_class)))
 
@@ -116,7 +116,7 @@ class MultimodalClassifier(LabelClassifier, CLIP):
         self.head = ProjectionHead(sizes, norm=None, activation="relu", bias=True)
         self.masked_words = masked
 
-    def class_logits(self, batch: LabelledImageBatch) -> Float[Tensor, "batch classes"]:
+    def class_logits(self, batch: FewShotBatch) -> Float[Tensor, "batch classes"]:
         return self.head(torch.cat([self.encode_image(batch["image"]), self.encode_text(batch["text"])], 1))
 
     classify_with_captions = class_logits
