@@ -100,7 +100,7 @@ class NamedFiles:
             return table, ()
         for name in names:
             values = table.column(name).to_pylist()
-            places = [self._best_of(self._by_stem.get(_plain(str(value)), []), split) for value in values]
+            places = [self._best_of(self._with_stem(str(value)), split) for value in values]
             if sum(place is not None for place in places) > len(values) / 2:
                 images = pa.array(places, pa.string())
                 note = f"'{name}' names image files without their suffix; they are the column 'image'."
@@ -117,7 +117,7 @@ class NamedFiles:
         parts = PurePosixPath(_plain(path.strip())).parts
         if not parts:
             return None
-        named = self._by_name.get(parts[-1], [])
+        named = _spelled(self._by_name.get(parts[-1], []), path, lambda place: place.name)
         if not named and any_suffix:
             named = self._by_stem.get(PurePosixPath(parts[-1]).stem, [])
         if len(parts) > 1 and parts[-2] in self._folders:
@@ -157,6 +157,9 @@ class NamedFiles:
         except OSError:
             return []
         return [folder for folder in folders if any(os.path.isfile(self.root / folder / path) for path in paths)]
+
+    def _with_stem(self, stem: str) -> list[str]:
+        return _spelled(self._by_stem.get(_plain(stem), []), stem, lambda place: place.stem)
 
     def _best_of(self, places: Sequence[str], split: str | None) -> str | None:
         order = {split: 0, None: 1, "train": 2}
@@ -203,6 +206,13 @@ def _by(paths: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, 
     for path in paths:
         by[key(PurePosixPath(_plain(path)))].append(path)
     return dict(by)
+
+
+def _spelled(places: list[str], name: str, part: Callable[[PurePosixPath], str]) -> list[str]:
+    """Return the places of files that are spelled like a name; all where there is none. Ids such as `aB1` and `Ab1` are
+    of two files."""
+    last = PurePosixPath(name.strip().replace("\\", "/")).name
+    return [place for place in places if part(PurePosixPath(place)) == last] or places if len(places) > 1 else places
 
 
 def _plain(path: str) -> str:

@@ -91,12 +91,17 @@ def _splits(lists: Sequence[Path], root: Path, paths: Sequence[str]) -> tuple[li
         for line in lines_of(file):
             if line.strip():
                 split = "train" if file.stem == "trainval" else SPLIT_NAMES[file.stem]
-                splits.setdefault((around, line.split()[0]), split)
+                for name in {line.strip(), line.split()[0]}:  # a name may have blanks, or a number behind it
+                    splits.setdefault((around, _without_suffix(name)), split)
     stated = splits_of([root / path for path in paths], root) if not splits else None
     if stated is not None:
         return [stated[root / path] for path in paths], []
     of_images = [splits.get((_around(path), path.rpartition("/")[2].rpartition(".")[0])) for path in paths]
     return of_images, ["Splits are those of ImageSets/Main."] if any(of_images) else []
+
+
+def _without_suffix(name: str) -> str:
+    return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
 
 
 def _around(path: str) -> str:

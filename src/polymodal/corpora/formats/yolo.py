@@ -60,9 +60,10 @@ def matches(data: DataFiles) -> Match:
 def read(data: DataFiles) -> Rows:
     """Read the boxes of all images; those without a file, or with an empty one, have none. Raises UserError where no
     line is one of YOLO."""
-    if file := _named_settings(data):
-        data = DataFiles.of([folder_of(file), *(path for path in data.given if path != file)])
-    images, settings = data.with_suffixes(IMAGE_SUFFIXES), settings_of(data)
+    named = _named_settings(data)
+    if named:
+        data = DataFiles.of([folder_of(named), *(path for path in data.given if path != named)])
+    images, settings = data.with_suffixes(IMAGE_SUFFIXES), settings_of(data, named)
     labels = _labels(data)
     if not labels:
         raise UserError(f"{data.given[0]} has no text file of boxes in labels/ or beside an image, as YOLO has them.")
