@@ -109,6 +109,31 @@ def test_numbers_that_are_also_names_of_images_are_no_ids(tmp_path):
     assert "image" not in from_path(tmp_path).columns
 
 
+def test_ids_that_differ_in_capitals_alone_name_two_images(tmp_path):
+    ids = ["aB1", "Ab1", "q", "Q", "w", "zz"]
+    for place, name in enumerate(ids):
+        images(tmp_path / "photos", f"{name}.jpg", count=1, first=20 * place)
+    lines = [f"{name},about the thing {name}" for name in ids]
+    (tmp_path / "rows.csv").write_text("\n".join(["photo_id,caption", *lines]))
+    assert shown(from_path(tmp_path)) == [20 * place for place in range(len(ids))]
+    paths = [f"D:\\x\\{name}.jpg,about the thing {name}" for name in ids]
+    (tmp_path / "rows.csv").write_text("\n".join(["image,caption", *paths]))
+    assert shown(from_path(tmp_path)) == [20 * place for place in range(len(ids))]
+
+
+def test_ids_of_several_images_are_not_masks_and_said(tmp_path):
+    images(tmp_path / "a" / "depth_maps", first=50)
+    images(tmp_path / "a" / "photos")
+    (tmp_path / "a" / "rows.csv").write_text("id,breed\n" + "".join(f"{n},{n % 3}\n" for n in range(12)))
+    corpus = from_path(tmp_path / "a")
+    assert shown(corpus) == list(range(12))
+    assert not any("Of several files" in note for note in corpus.notes)
+    images(tmp_path / "a" / "right", first=50)
+    corpus = from_path(tmp_path / "a")
+    assert shown(corpus) == list(range(12))
+    assert any("for '0', photos/0.jpg, and not right/0.jpg" in note for note in corpus.notes)
+
+
 # Tables of one split
 
 

@@ -34,6 +34,7 @@ IDS = (
 )  # fmt: skip
 # Other headings of ids, if most of their values differ: id_code, isic_id, patientId, Image Name.
 _ID = re.compile(r"(?i:(.*[ _.-])?(id|uid|image|img|file|photo)([ _.-](id|name|code|key))?)|.*[a-z](Id|ID|UID)")
+_OF_PIXELS = re.compile(r"mask|depth|segment|trimap|thumb|heat.?map|annotation", re.IGNORECASE)  # beside the images
 LOOKED_AT = 20  # values of a column
 MAX_PATH = 1000  # characters; longer strings are texts
 Placed = tuple[pa.Table, tuple[str, ...]]  # with sentences for the user
@@ -104,6 +105,7 @@ class NamedFiles:
             if sum(place is not None for place in places) > len(values) / 2:
                 images = pa.array(places, pa.string())
                 note = f"'{name}' names image files without their suffix; they are the column 'image'."
+                note += next(filter(None, map(self._said_of_others, values, places, itertools.repeat(split))), "")
                 if "image" in table.column_names:
                     return table.set_column(table.column_names.index("image"), "image", images), (note,)
                 return table.append_column("image", images), (note,)
@@ -162,8 +164,19 @@ class NamedFiles:
         return _spelled(self._by_stem.get(_plain(stem), []), stem, lambda place: place.stem)
 
     def _best_of(self, places: Sequence[str], split: str | None) -> str | None:
+        return min(places, key=lambda place: self._rank(place, split), default=None)
+
+    def _rank(self, place: str, split: str | None) -> tuple[int, bool]:
         order = {split: 0, None: 1, "train": 2}
-        return min(places, key=lambda place: order.get(self._split(place), 3), default=None)
+        return order.get(self._split(place), 3), _OF_PIXELS.search(place.rpartition("/")[0]) is not None
+
+    def _said_of_others(self, value: object, place: str | None, split: str | None) -> str:
+        """Return a sentence about other files that an id may name as well; "" where there is none."""
+        if place is None or len(others := self._with_stem(str(value))) < 2:
+            return ""
+        rank = self._rank(place, split)
+        other = next((one for one in others if one != place and self._rank(one, split) == rank), None)
+        return f" Of several files, one is read: for '{value}', {place}, and not {other}." if other else ""
 
     def _split(self, place: str) -> str | None:
         """Return the split that a folder of a path states, the outermost of several."""

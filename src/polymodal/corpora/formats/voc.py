@@ -64,9 +64,9 @@ def read(data: DataFiles) -> Rows:
         raise UserError(f"{data.given[0]} has no XML file of annotations, as Pascal VOC has them.")
     images = ImageFiles.of(data)
     lists = [file for file in data.with_suffixes((".txt",)) if _is_list(file)]
-    paired = [*files, *data.with_suffixes(IMAGE_SUFFIXES)]
-    convert = partial(_convert, files, images)
-    return box_rows(data, images.root, "voc", paired, convert, partial(_splits, lists, images.root), lists)
+    there = data.with_suffixes(IMAGE_SUFFIXES)
+    convert = partial(_convert, files, images, there)
+    return box_rows(data, images.root, "voc", [*files, *there], convert, partial(_splits, lists, images.root), lists)
 
 
 def _is_annotation(file: Path) -> bool:
@@ -109,7 +109,7 @@ def _around(path: str) -> str:
     return Path(path).parent.parent.as_posix()
 
 
-def _convert(files: Sequence[Path], images: ImageFiles) -> Conversion:
+def _convert(files: Sequence[Path], images: ImageFiles, there: Sequence[Path]) -> Conversion:
     read = BoxRecords()
     stated = list(_stated_images(files, images, read))
     zero_based = next((one for one in stated for each in one.objects if min(each.edges[:2]) < 1), None)
@@ -133,6 +133,11 @@ def _convert(files: Sequence[Path], images: ImageFiles) -> Conversion:
         read.notes.append(f"Boxes begin at 0, as in {zero_based.file.name}, so pixels are counted from 0, not from 1.")
     if difficult:
         read.notes.append(f"Objects that are marked difficult ({difficult:,}) are read like all others.")
+    places = {place_of(file, images.root).as_posix() for file in there}
+    folders = {path.rpartition("/")[0] for path in read.boxes}  # others may have masks
+    described = {one.path for one in stated}
+    if without := sorted(path for path in places - described if path.rpartition("/")[0] in folders):
+        read.notes.append(f"Images that no XML file describes ({len(without):,}) are not read, such as {without[0]}.")
     if stated and not read.boxes:
         raise UserError(f"No image in {images.root} can be read: {stated[0].path}.")
     return read.conversion(())
