@@ -248,6 +248,22 @@ def test_boxes_of_voc_and_yolo_of_the_upright_image_stay(orientation, tmp_path):
     assert is_marked(from_path(tmp_path / "yolo"))
 
 
+def test_links_to_nowhere_in_yolo_are_counted(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n")
+    (tmp_path / "images" / "9.png").symlink_to("gone.png")  # an image without a label file, and none to read
+    (tmp_path / "labels" / "3.txt").unlink()
+    (tmp_path / "labels" / "3.txt").symlink_to("gone.txt")
+    corpus = from_path(tmp_path)
+    assert sorted(regions(corpus)) == ["0.png", "1.png", "2.png"]
+    assert skipped(corpus) == {
+        "is an image that cannot be read": 1,
+        "is an image whose label file cannot be read": 1,
+    }
+    assert not any("background" in note for note in corpus.notes)
+    written(tmp_path / "images" / "gone.png", png(9))
+    assert "9.png" in regions(from_path(tmp_path))
+
+
 # Pascal VOC
 
 
