@@ -11,6 +11,7 @@ from PIL import ImageOps
 
 from format_samples import SAMPLES, png
 from polymodal.corpora import Corpus, formats, from_path
+from polymodal.corpora.formats import _data_files
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
@@ -262,6 +263,22 @@ def test_links_to_nowhere_in_yolo_are_counted(tmp_path):
     assert not any("background" in note for note in corpus.notes)
     written(tmp_path / "images" / "gone.png", png(9))
     assert "9.png" in regions(from_path(tmp_path))
+
+
+def test_formats_of_tables_do_not_open_the_label_files_of_many_images(tmp_path, monkeypatch):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n")
+    opened = []
+    for format, name in (("graph", "head_lines"), ("flickr30k", "_head")):
+        module = formats.module(format)
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda file, *rest, plain=plain: opened.append(file) or plain(file, *rest))
+    data = DataFiles.of([tmp_path])
+    assert formats.best_formats(data) == ["yolo"]
+    assert len(opened) == 8  # the four label files, each by both
+    opened.clear()
+    monkeypatch.setattr(_data_files, "MAX_TABLES", 3)
+    assert formats.best_formats(DataFiles.of([tmp_path])) == ["yolo"]
+    assert opened == []
 
 
 # Pascal VOC
