@@ -281,6 +281,16 @@ def test_formats_of_tables_do_not_open_the_label_files_of_many_images(tmp_path, 
     assert opened == []
 
 
+def test_images_of_yolo_outside_of_the_only_split_are_left_out(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n", "train: images\nval: images\nnames: [cat, dog]\n")
+    for number in range(4):  # predictions that were saved in the folder
+        written(tmp_path / "runs" / "predict" / f"{number}.png", png(number + 10))
+    corpus = from_path(tmp_path)
+    assert sorted(map(corpus.key, range(len(corpus)))) == [f"images/{number}.png" for number in range(4)]
+    assert skipped(corpus) == {"is an image of no split that is stated": 4}
+    assert any("of the split 'train'; they are split by content" in note for note in corpus.notes)
+
+
 # Pascal VOC
 
 

@@ -112,3 +112,9 @@ def test_a_test_table_without_the_columns_of_classes_is_not_read(tmp_path):
     corpus = from_path(tmp_path)
     assert (len(corpus), kinds(corpus)) == (24, {"label": Category})
     assert any("test.csv is not read: it has no 'healthy'" in note for note in corpus.notes)
+
+
+def test_blanks_around_class_names_do_not_make_classes(tmp_path):
+    corpus = from_path(table(tmp_path, "breed", ["pug", "pug ", "husky", " husky"] * 6))
+    assert corpus.columns["breed"].names == ("husky", "pug")
+    assert [corpus.value(row, "breed") for row in range(4)] == [1, 1, 0, 0]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus, from_path
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Table, Text
 from polymodal.modalities.image import encoded
 
@@ -132,6 +132,20 @@ def test_ids_of_several_images_are_not_masks_and_said(tmp_path):
     corpus = from_path(tmp_path / "a")
     assert shown(corpus) == list(range(12))
     assert any("for '0', photos/0.jpg, and not right/0.jpg" in note for note in corpus.notes)
+
+
+def test_images_of_another_data_set_do_not_replace_those_that_are_missing(tmp_path):
+    images(tmp_path / "other", count=24, first=100)
+    (tmp_path / "mine").mkdir()
+    rows = "".join(f"{number}.jpg,about {number}\n" for number in range(24))
+    (tmp_path / "mine" / "rows.csv").write_text("image,caption\n" + rows)
+    assert shown(from_path(tmp_path / "mine")) == list(range(100, 124))  # a folder beside the tables
+    (tmp_path / "mine" / "images").mkdir()
+    for number in range(21, 24):  # the first ones are not there yet
+        PILImage.new("RGB", (8, 6), (number, 3, 7)).save(tmp_path / "mine" / "images" / f"{number}.jpg")
+    corpus = from_path(tmp_path / "mine")
+    with pytest.raises(UnreadableExample):
+        corpus.value(0, "image")
 
 
 # Tables of one split

@@ -155,10 +155,12 @@ def box_rows(
     if present and ("train" not in present or len(present) == 1):
         listed = " or ".join(f"'{name}'" for name in sorted(present))
         said_of_splits = [f"All images that are there are of the split {listed}; they are split by content."]
-        split = np.array([""] * len(split), dtype=object)
-    elif present and (count := int((split == "").sum())):
+    if present and (count := int((split == "").sum())):
         example = table.column("image")[int(np.flatnonzero(split == "")[0])]
         skipped = (*skipped, Skipped(count, "is an image of no split that is stated", str(example)))
+        table, split = table.filter(pa.array(split != "")), split[split != ""]
+    if present and ("train" not in present or len(present) == 1):
+        split = np.array([""] * len(split), dtype=object)
     read = {*files, *used}
     notes += [*said_of_splits, *not_read_beside(data, "image", read, set())]
     return Rows(
