@@ -291,6 +291,11 @@ def test_images_of_yolo_outside_of_the_only_split_are_left_out(tmp_path):
     assert any("of the split 'train'; they are split by content" in note for note in corpus.notes)
 
 
+def test_boxes_of_yolo_that_are_smaller_than_a_pixel_are_that_pixel(tmp_path):
+    corpus = yolo(tmp_path, "0 0.55 0.45 0.02 0.02\n")  # 4.32 to 4.48, and 2.64 to 2.76
+    assert regions(corpus)["0.png"] == [("cat", (4, 2, 5, 3))]
+
+
 # Pascal VOC
 
 
