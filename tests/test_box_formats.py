@@ -11,6 +11,7 @@ from PIL import ImageOps
 
 from format_samples import SAMPLES, png
 from polymodal.corpora import Corpus, formats, from_path
+from polymodal.corpora.formats import _data_files
 from polymodal.corpora.formats._data_files import DataFiles
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
@@ -248,6 +249,53 @@ def test_boxes_of_voc_and_yolo_of_the_upright_image_stay(orientation, tmp_path):
     assert is_marked(from_path(tmp_path / "yolo"))
 
 
+def test_links_to_nowhere_in_yolo_are_counted(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n")
+    (tmp_path / "images" / "9.png").symlink_to("gone.png")  # an image without a label file, and none to read
+    (tmp_path / "labels" / "3.txt").unlink()
+    (tmp_path / "labels" / "3.txt").symlink_to("gone.txt")
+    corpus = from_path(tmp_path)
+    assert sorted(regions(corpus)) == ["0.png", "1.png", "2.png"]
+    assert skipped(corpus) == {
+        "is an image that cannot be read": 1,
+        "is an image whose label file cannot be read": 1,
+    }
+    assert not any("background" in note for note in corpus.notes)
+    written(tmp_path / "images" / "gone.png", png(9))
+    assert "9.png" in regions(from_path(tmp_path))
+
+
+def test_formats_of_tables_do_not_open_the_label_files_of_many_images(tmp_path, monkeypatch):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n")
+    opened = []
+    for format, name in (("graph", "head_lines"), ("flickr30k", "_head")):
+        module = formats.module(format)
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda file, *rest, plain=plain: opened.append(file) or plain(file, *rest))
+    data = DataFiles.of([tmp_path])
+    assert formats.best_formats(data) == ["yolo"]
+    assert len(opened) == 8  # the four label files, each by both
+    opened.clear()
+    monkeypatch.setattr(_data_files, "MAX_TABLES", 3)
+    assert formats.best_formats(DataFiles.of([tmp_path])) == ["yolo"]
+    assert opened == []
+
+
+def test_images_of_yolo_outside_of_the_only_split_are_left_out(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n", "train: images\nval: images\nnames: [cat, dog]\n")
+    for number in range(4):  # predictions that were saved in the folder
+        written(tmp_path / "runs" / "predict" / f"{number}.png", png(number + 10))
+    corpus = from_path(tmp_path)
+    assert sorted(map(corpus.key, range(len(corpus)))) == [f"images/{number}.png" for number in range(4)]
+    assert skipped(corpus) == {"is an image of no split that is stated": 4}
+    assert any("of the split 'train'; they are split by content" in note for note in corpus.notes)
+
+
+def test_boxes_of_yolo_that_are_smaller_than_a_pixel_are_that_pixel(tmp_path):
+    corpus = yolo(tmp_path, "0 0.55 0.45 0.02 0.02\n")  # 4.32 to 4.48, and 2.64 to 2.76
+    assert regions(corpus)["0.png"] == [("cat", (4, 2, 5, 3))]
+
+
 # Pascal VOC
 
 
@@ -313,3 +361,64 @@ def test_voc_without_its_images_is_a_sentence(tmp_path):
     written(tmp_path / "0.xml", xml("../../0.png", (8, 6)))
     with pytest.raises(UserError, match="outside the folder"):
         from_path(tmp_path)
+
+
+@pytest.mark.parametrize("blank", [" ", "_"])
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_lists_of_voc_may_have_blanks_and_suffixes_in_names(blank, suffix, tmp_path):
+    for number in range(6):
+        written(tmp_path / "JPEGImages" / f"photo{blank}{number}.png", png(number))
+        file = tmp_path / "Annotations" / f"photo{blank}{number}.xml"
+        written(file, xml(f"photo{blank}{number}.png", (8, 6), one(1, 1, 4, 3)))
+    lists = {"train": range(4), "test": range(4, 6)}
+    for name, numbers in lists.items():
+        lines = "".join(f"photo{blank}{number}{suffix}\n" for number in numbers)
+        written(tmp_path / "ImageSets" / "Main" / f"{name}.txt", lines)
+    assert sizes(from_path(tmp_path)) == {"train": 4, "test": 2}
+
+
+def test_images_of_voc_of_equal_names_are_those_of_the_folder_of_equal_name(tmp_path):
+    for place, split in enumerate(("train", "val")):
+        for number in range(4):
+            written(tmp_path / "Images" / split / f"{number}.png", png(number + 10 * place))
+            if (split, number) != ("train", 2):
+                edges = (1 + place, 1, 4, 3)
+                written(tmp_path / "Annotations" / split / f"{number}.xml", xml(f"{number}.png", (8, 6), one(*edges)))
+    corpus = from_path(tmp_path)
+    boxes = {corpus.key(row): corpus.value(row, "regions")[0].box for row in range(len(corpus))}
+    assert len(boxes) == 7
+    assert all(box == (int("val" in path), 0, 4, 3) for path, box in boxes.items())
+    assert not corpus.skipped
+    assert any(
+        "Images that no XML file describes (1) are not read, such as Images/train/2.png" in one for one in corpus.notes
+    )
+
+
+def test_voc_in_an_encoding_that_is_not_read_is_skipped(tmp_path):
+    for number in range(3):
+        written(tmp_path / f"{number}.png", png(number))
+        written(tmp_path / f"{number}.xml", xml(f"{number}.png", (8, 6), one(1, 1, 4, 3)))
+    head = b'<?xml version="1.0" encoding="gb2312"?>'
+    written(tmp_path / "1.xml", head + xml("1.png", (8, 6), one(1, 1, 4, 3, name="猫")).encode("gb2312"))
+    corpus = from_path(tmp_path)
+    assert [one.count for one in corpus.skipped] == [1]
+    assert sorted(regions(corpus)) == ["0.png", "2.png"]
+
+
+@pytest.mark.parametrize(("file", "content"), [("data.yaml", "names: [{}, {}]\n"), ("classes.txt", "{}\n{}\n")])
+def test_data_sets_of_yolo_with_other_names_of_classes_are_not_read_as_one(file, content, tmp_path):
+    for folder, names in (("a", ("cat", "dog")), ("b", ("dog", "cat"))):
+        yolo(tmp_path / folder, "0 0.5 0.5 1 1\n")
+        (tmp_path / folder / "data.yaml").unlink()
+        written(tmp_path / folder / file, content.format(*names))
+    with pytest.raises(UserError, match=rf"a/{file} and .*b/{file} state other names of classes; name the folder"):
+        from_path(tmp_path)
+    written(tmp_path / "b" / file, content.format("cat", "dog"))
+    assert len(from_path(tmp_path)) == 8
+
+
+def test_the_yaml_file_of_yolo_that_is_named_counts(tmp_path):
+    yolo(tmp_path, "0 0.5 0.5 1 1\n")
+    named = written(tmp_path / "pets.yaml", "train: images\nval: images\nnames: [parrot, dog]\n")
+    assert {name for boxes in regions(from_path(named)).values() for name, _ in boxes} == {"parrot"}
+    assert {name for boxes in regions(from_path(tmp_path)).values() for name, _ in boxes} == {"cat"}

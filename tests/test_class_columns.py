@@ -101,3 +101,20 @@ def test_a_column_of_0_and_1_for_each_class(tmp_path):
     (tmp_path / "several").mkdir()
     values[5] = "1,1,0"
     assert kinds(from_path(table(tmp_path / "several", "NV,MEL,BCC", values))) == {"table": Table}
+
+
+def test_a_test_table_without_the_columns_of_classes_is_not_read(tmp_path):
+    names = ("healthy", "rust", "scab")
+    values = [",".join(f"{int(number % 3 == place)}" for place in range(3)) for number in range(24)]
+    table(tmp_path, ",".join(names), values)
+    (tmp_path / "rows.csv").rename(tmp_path / "train.csv")
+    (tmp_path / "test.csv").write_text("image\n" + "".join(f"{number}.png\n" for number in range(12)))
+    corpus = from_path(tmp_path)
+    assert (len(corpus), kinds(corpus)) == (24, {"label": Category})
+    assert any("test.csv is not read: it has no 'healthy'" in note for note in corpus.notes)
+
+
+def test_blanks_around_class_names_do_not_make_classes(tmp_path):
+    corpus = from_path(table(tmp_path, "breed", ["pug", "pug ", "husky", " husky"] * 6))
+    assert corpus.columns["breed"].names == ("husky", "pug")
+    assert [corpus.value(row, "breed") for row in range(4)] == [1, 1, 0, 0]

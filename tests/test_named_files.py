@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 
 from polymodal.corpora import Corpus, from_path
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Table, Text
 from polymodal.modalities.image import encoded
 
@@ -107,6 +107,45 @@ def test_numbers_that_are_also_names_of_images_are_no_ids(tmp_path):
     lines = [f"thing {number},{number % 3},{number}" for number in range(12)]
     (tmp_path / "rows.csv").write_text("\n".join(["caption,group_id,count", *lines]))
     assert "image" not in from_path(tmp_path).columns
+
+
+def test_ids_that_differ_in_capitals_alone_name_two_images(tmp_path):
+    ids = ["aB1", "Ab1", "q", "Q", "w", "zz"]
+    for place, name in enumerate(ids):
+        images(tmp_path / "photos", f"{name}.jpg", count=1, first=20 * place)
+    lines = [f"{name},about the thing {name}" for name in ids]
+    (tmp_path / "rows.csv").write_text("\n".join(["photo_id,caption", *lines]))
+    assert shown(from_path(tmp_path)) == [20 * place for place in range(len(ids))]
+    paths = [f"D:\\x\\{name}.jpg,about the thing {name}" for name in ids]
+    (tmp_path / "rows.csv").write_text("\n".join(["image,caption", *paths]))
+    assert shown(from_path(tmp_path)) == [20 * place for place in range(len(ids))]
+
+
+def test_ids_of_several_images_are_not_masks_and_said(tmp_path):
+    images(tmp_path / "a" / "depth_maps", first=50)
+    images(tmp_path / "a" / "photos")
+    (tmp_path / "a" / "rows.csv").write_text("id,breed\n" + "".join(f"{n},{n % 3}\n" for n in range(12)))
+    corpus = from_path(tmp_path / "a")
+    assert shown(corpus) == list(range(12))
+    assert not any("Of several files" in note for note in corpus.notes)
+    images(tmp_path / "a" / "right", first=50)
+    corpus = from_path(tmp_path / "a")
+    assert shown(corpus) == list(range(12))
+    assert any("for '0', photos/0.jpg, and not right/0.jpg" in note for note in corpus.notes)
+
+
+def test_images_of_another_data_set_do_not_replace_those_that_are_missing(tmp_path):
+    images(tmp_path / "other", count=24, first=100)
+    (tmp_path / "mine").mkdir()
+    rows = "".join(f"{number}.jpg,about {number}\n" for number in range(24))
+    (tmp_path / "mine" / "rows.csv").write_text("image,caption\n" + rows)
+    assert shown(from_path(tmp_path / "mine")) == list(range(100, 124))  # a folder beside the tables
+    (tmp_path / "mine" / "images").mkdir()
+    for number in range(21, 24):  # the first ones are not there yet
+        PILImage.new("RGB", (8, 6), (number, 3, 7)).save(tmp_path / "mine" / "images" / f"{number}.jpg")
+    corpus = from_path(tmp_path / "mine")
+    with pytest.raises(UnreadableExample):
+        corpus.value(0, "image")
 
 
 # Tables of one split

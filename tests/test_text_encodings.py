@@ -99,6 +99,8 @@ def test_other_encodings_are_a_sentence(content, sentence, tmp_path):
     [
         (b"\xff\xfea\0,\0b\0\n\0x", "begins as UTF-16 does, and is damaged"),
         ("text,caption\na,b\n".encode("utf-32"), "is in UTF-32; save it as UTF-8"),
+        ("text,caption\na,b\n".encode("utf-16-le"), "is in UTF-16 without a byte order mark, or no text"),
+        ("text,caption\na,b\n".encode("utf-16-be"), "is in UTF-16 without a byte order mark, or no text"),
     ],
 )
 def test_damaged_utf16_is_a_sentence(content, sentence, tmp_path):

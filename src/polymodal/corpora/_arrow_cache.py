@@ -17,7 +17,7 @@ from polymodal.corpora._cache import cache_directory, disk_error
 from polymodal.corpora.corpus import Skipped
 from polymodal.errors import UserError
 
-VERSION = 4  # of what is written; another one is written anew
+VERSION = 5  # of what is written; another one is written anew
 
 
 class Conversion:
@@ -37,7 +37,7 @@ def cached_table(
     full disk; exceptions of `convert` pass.
     """
     place = hashlib.sha256(json.dumps([kind, *map(str, files)]).encode()).hexdigest()[:16]
-    states = [(stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns) for stat in map(os.stat, files)]
+    states = list(map(_state, files))
     state = hashlib.sha256(json.dumps([VERSION, states]).encode()).hexdigest()[:16]
     folder = cache_directory() / "tables"
     final = folder / f"{place}-{state}.arrow"
@@ -54,6 +54,17 @@ def cached_table(
     described = json.loads(final.with_suffix(".json").read_text(encoding="utf-8"))
     skipped = tuple(Skipped(**record) for record in described["skipped"])
     return pa.ipc.open_file(pa.memory_map(str(final))).read_all(), skipped
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Return what changes with a file; of a symbolic link to nowhere, which its format passes over, nothing."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        if not file.is_symlink():
+            raise
+        return ()
+    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _reading(files: Sequence[Path], convert: Callable[[], Conversion]) -> Conversion:

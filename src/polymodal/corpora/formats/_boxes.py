@@ -7,6 +7,7 @@ phrase grounding (GLIP, Li et al. 2022, section 3.1).
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -92,6 +93,16 @@ def stored_size(file: Path) -> StoredSize:
     return StoredSize(*image.size, orientation if orientation in TURNED else 1)
 
 
+def _in_pixels(edges: Edges) -> list[int]:
+    """Return a box in whole pixels; one that is smaller than a pixel is that pixel."""
+    left, top, right, bottom = map(round, edges)
+    if left == right:
+        left, right = math.floor(edges[0]), math.ceil(edges[2])
+    if top == bottom:
+        top, bottom = math.floor(edges[1]), math.ceil(edges[3])
+    return [left, top, right, bottom]
+
+
 def clipped(edges: Edges, size: tuple[int, int]) -> Edges | None:
     """Return the part of a box that is in an image; None where there is none."""
     left, right = (min(max(edge, 0.0), float(size[0])) for edge in edges[::2])
@@ -125,7 +136,7 @@ class BoxRecords:
                 without += 1
             yield {
                 "image": path,
-                "regions": [{"name": name, "box": list(map(round, edges))} for name, edges in dict.fromkeys(boxes)],
+                "regions": [{"name": name, "box": _in_pixels(edges)} for name, edges in dict.fromkeys(boxes)],
                 "expressions": [{"text": name, "boxes": some, "clauses": 0} for name, some in edges_of.items()] or None,
             }
 
@@ -155,10 +166,12 @@ def box_rows(
     if present and ("train" not in present or len(present) == 1):
         listed = " or ".join(f"'{name}'" for name in sorted(present))
         said_of_splits = [f"All images that are there are of the split {listed}; they are split by content."]
-        split = np.array([""] * len(split), dtype=object)
-    elif present and (count := int((split == "").sum())):
+    if present and (count := int((split == "").sum())):
         example = table.column("image")[int(np.flatnonzero(split == "")[0])]
         skipped = (*skipped, Skipped(count, "is an image of no split that is stated", str(example)))
+        table, split = table.filter(pa.array(split != "")), split[split != ""]
+    if present and ("train" not in present or len(present) == 1):
+        split = np.array([""] * len(split), dtype=object)
     read = {*files, *used}
     notes += [*said_of_splits, *not_read_beside(data, "image", read, set())]
     return Rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -29,6 +29,7 @@ SPLIT_NAMES = {
     "eval": "test",
     "evaluation": "test",
 }
+MAX_TABLES = 1000  # text files of a folder, until they are taken for those of an image each
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)
 TABLES = (
@@ -99,6 +100,14 @@ class DataFiles:
     def with_suffixes(self, suffixes: Sequence[str]) -> list[Path]:
         """Return the files with one of these suffixes, sorted by path."""
         return sorted(file for suffix in suffixes for file in self.by_suffix.get(suffix, ()))
+
+    @cached_property
+    def crowded(self) -> frozenset[Path]:
+        """Text files of folders that have many: those of an image or a sound each, which are no tables. Formats that
+        look for tables by content do not open them."""
+        texts = self.by_suffix.get(".txt", ())
+        counts = Counter(map(os.path.dirname, texts))
+        return frozenset(file for file in texts if counts[os.path.dirname(file)] > MAX_TABLES)
 
     @property
     def name(self) -> str:

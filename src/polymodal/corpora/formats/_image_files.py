@@ -64,7 +64,7 @@ class ImageFiles:
             ends = paths
         if len(ends) < 2:
             return ends[0] if ends else None
-        return max(ends, key=lambda path: self._shared(path, near)) if near is not None else ends[0]
+        return max(ends, key=lambda path: self._nearness(path, near)) if near is not None else ends[0]
 
     @cached_property
     def _folders(self) -> set[str]:
@@ -85,10 +85,15 @@ class ImageFiles:
             self._beginnings[folder] = f"{inside}/" if inside in self._above_images else ""
         return self._beginnings[folder]
 
-    def _shared(self, path: str, near: Path) -> int:
-        """Return how many folders a path shares with a file."""
-        folders = zip((self.root / path).parent.parts, near.parent.resolve().parts, strict=False)
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], folders))
+    def _nearness(self, path: str, near: Path) -> tuple[int, int]:
+        """Return how many folders a path shares with a file from the root on, and from the end back: the image of
+        `Annotations/val/1.xml` is `Images/val/1.jpg`."""
+        folders, others = (self.root / path).parent.parts, near.parent.resolve().parts
+        shared, ends = (
+            sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+            for one, other in ((folders, others), (folders[::-1], others[::-1]))
+        )
+        return shared, ends
 
     def find_any(self, names: Iterable[str], near: Path | None = None) -> str | None:
         """Return the path of the first name that exists."""

@@ -34,6 +34,7 @@ IDS = (
 )  # fmt: skip
 # Other headings of ids, if most of their values differ: id_code, isic_id, patientId, Image Name.
 _ID = re.compile(r"(?i:(.*[ _.-])?(id|uid|image|img|file|photo)([ _.-](id|name|code|key))?)|.*[a-z](Id|ID|UID)")
+_OF_PIXELS = re.compile(r"mask|depth|segment|trimap|thumb|heat.?map|annotation", re.IGNORECASE)  # beside the images
 LOOKED_AT = 20  # values of a column
 MAX_PATH = 1000  # characters; longer strings are texts
 Placed = tuple[pa.Table, tuple[str, ...]]  # with sentences for the user
@@ -100,10 +101,11 @@ class NamedFiles:
             return table, ()
         for name in names:
             values = table.column(name).to_pylist()
-            places = [self._best_of(self._by_stem.get(_plain(str(value)), []), split) for value in values]
+            places = [self._best_of(self._with_stem(str(value)), split) for value in values]
             if sum(place is not None for place in places) > len(values) / 2:
                 images = pa.array(places, pa.string())
                 note = f"'{name}' names image files without their suffix; they are the column 'image'."
+                note += next(filter(None, map(self._said_of_others, values, places, itertools.repeat(split))), "")
                 if "image" in table.column_names:
                     return table.set_column(table.column_names.index("image"), "image", images), (note,)
                 return table.append_column("image", images), (note,)
@@ -117,7 +119,7 @@ class NamedFiles:
         parts = PurePosixPath(_plain(path.strip())).parts
         if not parts:
             return None
-        named = self._by_name.get(parts[-1], [])
+        named = _spelled(self._by_name.get(parts[-1], []), path, lambda place: place.name)
         if not named and any_suffix:
             named = self._by_stem.get(PurePosixPath(parts[-1]).stem, [])
         if len(parts) > 1 and parts[-2] in self._folders:
@@ -158,9 +160,23 @@ class NamedFiles:
             return []
         return [folder for folder in folders if any(os.path.isfile(self.root / folder / path) for path in paths)]
 
+    def _with_stem(self, stem: str) -> list[str]:
+        return _spelled(self._by_stem.get(_plain(stem), []), stem, lambda place: place.stem)
+
     def _best_of(self, places: Sequence[str], split: str | None) -> str | None:
+        return min(places, key=lambda place: self._rank(place, split), default=None)
+
+    def _rank(self, place: str, split: str | None) -> tuple[int, bool]:
         order = {split: 0, None: 1, "train": 2}
-        return min(places, key=lambda place: order.get(self._split(place), 3), default=None)
+        return order.get(self._split(place), 3), _OF_PIXELS.search(place.rpartition("/")[0]) is not None
+
+    def _said_of_others(self, value: object, place: str | None, split: str | None) -> str:
+        """Return a sentence about other files that an id may name as well; "" where there is none."""
+        if place is None or len(others := self._with_stem(str(value))) < 2:
+            return ""
+        rank = self._rank(place, split)
+        other = next((one for one in others if one != place and self._rank(one, split) == rank), None)
+        return f" Of several files, one is read: for '{value}', {place}, and not {other}." if other else ""
 
     def _split(self, place: str) -> str | None:
         """Return the split that a folder of a path states, the outermost of several."""
@@ -203,6 +219,13 @@ def _by(paths: Sequence[str], key: Callable[[PurePosixPath], str]) -> dict[str, 
     for path in paths:
         by[key(PurePosixPath(_plain(path)))].append(path)
     return dict(by)
+
+
+def _spelled(places: list[str], name: str, part: Callable[[PurePosixPath], str]) -> list[str]:
+    """Return the places of files that are spelled like a name; all where there is none. Ids such as `aB1` and `Ab1` are
+    of two files."""
+    last = PurePosixPath(name.strip().replace("\\", "/")).name
+    return [place for place in places if part(PurePosixPath(place)) == last] or places if len(places) > 1 else places
 
 
 def _plain(path: str) -> str:

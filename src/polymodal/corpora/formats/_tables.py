@@ -16,6 +16,7 @@ from polymodal.corpora.formats._data_files import DataFiles, place_of, splits_of
 from polymodal.corpora.formats._named_files import NamedFiles
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.schemas import label, text
+from polymodal.corpora.schemas._class_names import one_hot_columns
 from polymodal.errors import UserError, read_errors
 
 TARGETS = (*label.USUAL, *text.USUAL)
@@ -74,12 +75,12 @@ def _without_targets(tables: Mapping[Path, pa.Table], stated: Mapping[Path, str]
     """Return the tables of held-out splits that lack what is learned, with its name, such as `test.csv` of a
     competition; none where no split is stated."""
     train = [table for file, table in tables.items() if stated.get(file) == "train"]
+    held_out = {file: {*table.column_names} for file, table in tables.items() if stated.get(file, "train") != "train"}
     names = {name for table in train for name in table.column_names if name.lower() in TARGETS}
-    return [
-        (file, sorted(names)[0])
-        for file, table in tables.items()
-        if names and stated.get(file, "train") != "train" and not names & {*table.column_names}
-    ]
+    if not names and train and held_out:  # classes of a column each, of which a held-out table has none
+        lacking = [name for name in train[0].column_names if not any(name in columns for columns in held_out.values())]
+        names = {*one_hot_columns(train[0], lacking)}
+    return [(file, min(names)) for file, columns in held_out.items() if names and not names & columns]
 
 
 def _from_root(table: pa.Table, folder: Path, root: Path) -> pa.Table:

@@ -28,6 +28,8 @@ def text_encoding(file: Path) -> tuple[str, str]:
     head = next(_blocks(file), b"")[:4]
     if head.startswith(UTF32):
         raise UserError(f"{file} is in UTF-32; save it as UTF-8.")
+    if b"\0" in head and not head.startswith(UTF16):
+        raise UserError(f"{file} is in UTF-16 without a byte order mark, or no text; save it as UTF-8.")
     if head.startswith(UTF16):
         _decode(file, "utf-16")
         return "utf-16", f"{file.name} is read as UTF-16."

@@ -37,5 +37,5 @@ def parse_xml(content: bytes, name: str) -> XmlElement:
     try:
         declarations.Parse(content, True)
         return ET.fromstring(content)
-    except (expat.ExpatError, ET.ParseError) as error:
+    except (expat.ExpatError, ET.ParseError, ValueError, LookupError) as error:  # the last two: of an encoding
         raise UserError(f"{name} cannot be read as XML: {error}.") from error

@@ -40,26 +40,50 @@ class YoloSettings:
     keypoints: int = 0
 
 
-def settings_of(data: DataFiles) -> YoloSettings:
-    """Return what the YAML file of a data set states, or the names in `classes.txt`, `obj.names` and others. Raises
-    UserError for a damaged YAML file."""
-    for file in _yaml_files(data):
+def settings_of(data: DataFiles, named: Path | None = None) -> YoloSettings:
+    """Return what the YAML file of a data set states, or the names in `classes.txt`, `obj.names` and others.
+
+    named: the YAML file that the user named. Raises UserError for a damaged YAML file, and for several files of which
+    none is named, none is nearer to the folder of the data, and whose names differ.
+    """
+    stated: list[YoloSettings] = []
+    for file in [named] if named else _yaml_files(data):
         try:
             held = _load(file)
         except UserError:
-            if file.stem.lower() in USUAL or file in data.given:
+            if file == named or (_is_usual(file) and not stated):
                 raise
             continue  # of another program
-        if isinstance(held, dict) and "names" in held:
-            return _of_yaml(file, held)
-    files = [file for file in data.files if file.name.lower() in CLASSES or file.suffix.lower() == ".names"]
-    if not files:
-        return YoloSettings(folder=data.root)
-    file = min(files, key=lambda file: (len(file.parts), file))
+        if isinstance(held, dict) and "names" in held and not (stated and _is_later(file, stated[0].source)):
+            stated.append(_of_yaml(file, held))
+    if not stated:
+        files = [file for file in data.files if file.name.lower() in CLASSES or file.suffix.lower() == ".names"]
+        files.sort(key=lambda file: (len(file.parts), file))
+        alike = [file for file in files if len(file.parts) == len(files[0].parts) and file.name == files[0].name]
+        stated = [YoloSettings(_names_in(file), file, folder=data.root) for file in alike]
+    other = next((one for one in stated if one.names != stated[0].names), None)
+    if other is not None:
+        raise UserError(
+            f"{stated[0].source} and {other.source} state other names of classes; name the folder of one data set with "
+            "--data FOLDER, or one YAML file."
+        )
+    return stated[0] if stated else YoloSettings(folder=data.root)
+
+
+def _names_in(file: Path) -> dict[int, str]:
     names = [line.strip() for line in lines_of(file)]
     while names and not names[-1]:
         names.pop()
-    return YoloSettings(dict(enumerate(names)), file, folder=data.root)
+    return dict(enumerate(names))
+
+
+def _is_usual(file: Path) -> bool:
+    return file.stem.lower() in USUAL
+
+
+def _is_later(file: Path, first: Path | None) -> bool:
+    """Return whether a YAML file is deeper than the first one, or named less usually."""
+    return first is not None and (len(file.parts), not _is_usual(file)) > (len(first.parts), not _is_usual(first))
 
 
 def is_settings(file: Path) -> bool:
@@ -92,7 +116,7 @@ def _yaml_files(data: DataFiles) -> list[Path]:
     within = [file for pattern in ("*", "*/*") for file in sorted(data.root.glob(pattern))]
     usual = [data.root.parent / f"{name}{suffix}" for name in USUAL for suffix in YAML]
     files = [file for file in within if file.suffix.lower() in YAML and file.is_file()]
-    files.sort(key=lambda file: (len(file.parts), file.stem.lower() not in USUAL))
+    files.sort(key=lambda file: (len(file.parts), not _is_usual(file)))
     return given + (files or [file for file in usual if file.is_file()])
 
 

@@ -84,7 +84,7 @@ def _caption_files(data: DataFiles) -> list[Path]:
     named = [file for file in data.with_suffixes((".txt",)) if ".token" in file.name.lower() or file in data.given]
     named = [file for file in named if _line(_head(file).split("\n")[0].strip(), (_TOKEN,))]
     # Flickr8k has its captions a second time, as lemmas.
-    candidates += [file for file in data.with_suffixes((".txt",)) if _is_headed(file)]
+    candidates += [file for file in data.with_suffixes((".txt",)) if file not in data.crowded and _is_headed(file)]
     return [*candidates, *([file for file in named if "lemma" not in file.name.lower()] or named)]
 
 

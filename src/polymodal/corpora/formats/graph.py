@@ -39,7 +39,7 @@ Fact = tuple[str, str, str]
 
 def matches(data: DataFiles) -> Match:
     """Look for files of two ids, or of three fields between tabs, or with headings such as head, relation, tail."""
-    return Match.CONTENT if any(_places(file) for file in data.files) else Match.NO
+    return Match.CONTENT if next(_graphs(data), None) else Match.NO
 
 
 def read(data: DataFiles) -> Rows:
@@ -47,7 +47,7 @@ def read(data: DataFiles) -> Rows:
 
     A node is a row in each split that has edges of it, with these alone. Raises UserError where there is no edge.
     """
-    files = [file for file in data.files if _places(file)]
+    files = list(_graphs(data))
     stated = splits_of(files, data.root)
     splits = [stated[file] if stated else "" for file in files]
     texts = [file for file in data.files if file.name.lower() in TEXTS]
@@ -58,6 +58,10 @@ def read(data: DataFiles) -> Rows:
     table = table.drop_columns(["split"] if texts else ["split", "text"])
     notes = (f"A node has at most {MAX_EDGES} edges.",)
     return Rows(table, data.root, {"graph": Graph()}, split, keys="node", skipped=skipped, notes=notes)
+
+
+def _graphs(data: DataFiles) -> Iterator[Path]:
+    return (file for file in data.files if file not in data.crowded and _places(file))
 
 
 def _places(file: Path) -> tuple[int, int | None, int] | None:

@@ -64,9 +64,9 @@ def read(data: DataFiles) -> Rows:
         raise UserError(f"{data.given[0]} has no XML file of annotations, as Pascal VOC has them.")
     images = ImageFiles.of(data)
     lists = [file for file in data.with_suffixes((".txt",)) if _is_list(file)]
-    paired = [*files, *data.with_suffixes(IMAGE_SUFFIXES)]
-    convert = partial(_convert, files, images)
-    return box_rows(data, images.root, "voc", paired, convert, partial(_splits, lists, images.root), lists)
+    there = data.with_suffixes(IMAGE_SUFFIXES)
+    convert = partial(_convert, files, images, there)
+    return box_rows(data, images.root, "voc", [*files, *there], convert, partial(_splits, lists, images.root), lists)
 
 
 def _is_annotation(file: Path) -> bool:
@@ -91,7 +91,8 @@ def _splits(lists: Sequence[Path], root: Path, paths: Sequence[str]) -> tuple[li
         for line in lines_of(file):
             if line.strip():
                 split = "train" if file.stem == "trainval" else SPLIT_NAMES[file.stem]
-                splits.setdefault((around, line.split()[0]), split)
+                for name in {line.strip(), line.split()[0]}:  # a name may have blanks, or a number behind it
+                    splits.setdefault((around, _without_suffix(name)), split)
     stated = splits_of([root / path for path in paths], root) if not splits else None
     if stated is not None:
         return [stated[root / path] for path in paths], []
@@ -99,12 +100,16 @@ def _splits(lists: Sequence[Path], root: Path, paths: Sequence[str]) -> tuple[li
     return of_images, ["Splits are those of ImageSets/Main."] if any(of_images) else []
 
 
+def _without_suffix(name: str) -> str:
+    return name.rpartition(".")[0] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
 def _around(path: str) -> str:
     """Return the folder of the data set of an image in `JPEGImages/`."""
     return Path(path).parent.parent.as_posix()
 
 
-def _convert(files: Sequence[Path], images: ImageFiles) -> Conversion:
+def _convert(files: Sequence[Path], images: ImageFiles, there: Sequence[Path]) -> Conversion:
     read = BoxRecords()
     stated = list(_stated_images(files, images, read))
     zero_based = next((one for one in stated for each in one.objects if min(each.edges[:2]) < 1), None)
@@ -128,6 +133,11 @@ def _convert(files: Sequence[Path], images: ImageFiles) -> Conversion:
         read.notes.append(f"Boxes begin at 0, as in {zero_based.file.name}, so pixels are counted from 0, not from 1.")
     if difficult:
         read.notes.append(f"Objects that are marked difficult ({difficult:,}) are read like all others.")
+    places = {place_of(file, images.root).as_posix() for file in there}
+    folders = {path.rpartition("/")[0] for path in read.boxes}  # others may have masks
+    described = {one.path for one in stated}
+    if without := sorted(path for path in places - described if path.rpartition("/")[0] in folders):
+        read.notes.append(f"Images that no XML file describes ({len(without):,}) are not read, such as {without[0]}.")
     if stated and not read.boxes:
         raise UserError(f"No image in {images.root} can be read: {stated[0].path}.")
     return read.conversion(())

@@ -60,9 +60,10 @@ def matches(data: DataFiles) -> Match:
 def read(data: DataFiles) -> Rows:
     """Read the boxes of all images; those without a file, or with an empty one, have none. Raises UserError where no
     line is one of YOLO."""
-    if file := _named_settings(data):
-        data = DataFiles.of([folder_of(file), *(path for path in data.given if path != file)])
-    images, settings = data.with_suffixes(IMAGE_SUFFIXES), settings_of(data)
+    named = _named_settings(data)
+    if named:
+        data = DataFiles.of([folder_of(named), *(path for path in data.given if path != named)])
+    images, settings = data.with_suffixes(IMAGE_SUFFIXES), settings_of(data, named)
     labels = _labels(data)
     if not labels:
         raise UserError(f"{data.given[0]} has no text file of boxes in labels/ or beside an image, as YOLO has them.")
@@ -99,6 +100,7 @@ def _convert(
     data: DataFiles, images: Sequence[Path], labels: dict[Path, Path], settings: YoloSettings, others: set[Path]
 ) -> Conversion:
     read = BoxRecords()
+    without: list[str] = []
     lines, forms = 0, dict.fromkeys(("score", "polygon", "pose"), 0)
     for image in images:
         path = place_of(image, data.root).as_posix()
@@ -107,8 +109,15 @@ def _convert(
         except (UnreadableExample, OSError) as error:
             read.left_out["is an image that cannot be read"].append(f"{path} ({error})")
             continue
+        try:
+            written = _lines_of(labels[image]) if image in labels else []
+        except OSError as error:
+            read.left_out["is an image whose label file cannot be read"].append(f"{path} ({error.strerror})")
+            continue
         read.boxes[path] = []
-        for place, line in enumerate(_lines_of(labels[image]) if image in labels else (), 1):
+        if image not in labels:
+            without.append(path)
+        for place, line in enumerate(written, 1):
             if not line.strip():
                 continue
             lines += 1
@@ -126,7 +135,7 @@ def _convert(
         reason, examples = next((pair for pair in read.left_out.items()), ("cannot be read", [str(data.root)]))
         raise UserError(f"No line of the label files can be read: {examples[0]} {reason}.")
     _count_unpaired(data, labels, others, read)
-    read.notes += _notes(settings, forms, [image for image in images if image not in labels], data)
+    read.notes += _notes(settings, forms, without)
     return read.conversion(list(settings.names.values()))
 
 
@@ -143,7 +152,7 @@ def _count_unpaired(data: DataFiles, labels: dict[Path, Path], others: set[Path]
             read.left_out["is a label file without an image"].append(place_of(file, data.root).as_posix())
 
 
-def _notes(settings: YoloSettings, forms: dict[str, int], without: Sequence[Path], data: DataFiles) -> list[str]:
+def _notes(settings: YoloSettings, forms: dict[str, int], without: Sequence[str]) -> list[str]:
     if settings.source is None:
         notes = ["No data.yaml, classes.txt or obj.names states the names of classes; their numbers are the names."]
     else:
@@ -155,8 +164,7 @@ def _notes(settings: YoloSettings, forms: dict[str, int], without: Sequence[Path
     if forms["score"]:
         notes.append(f"A sixth value of boxes ({forms['score']:,}), such as a confidence, is not read.")
     if without:
-        example = place_of(without[0], data.root).as_posix()
-        notes.append(f"Images without a label file ({len(without):,}) are read as background, such as {example}.")
+        notes.append(f"Images without a label file ({len(without):,}) are read as background, such as {without[0]}.")
     return notes
 
 

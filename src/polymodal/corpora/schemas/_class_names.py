@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +69,8 @@ def one_hot(view: View) -> Found | None:
         return None
     if not any(isinstance(kind, MEDIA) for kind in view.modalities.values()):
         return None
-    columns = tuple(name for name in view.free if _is_binary(view, name))
-    if len(columns) < 2 or not np.all(_stacked(view.table, columns).sum(1) == 1):
+    columns = one_hot_columns(view.table, view.free)
+    if not columns:
         return None
     names = tuple(name.strip() for name in columns)
 
@@ -83,13 +84,20 @@ def one_hot(view: View) -> Found | None:
     return Found({"label": FoundColumn(Category(names), label)}, columns, "label", prompts, (note,))
 
 
-def _is_binary(view: View, name: str) -> bool:
-    kind = view.type(name)
+def one_hot_columns(table: pa.Table, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the columns that have only 0 and 1, if each row has a single 1 in them, and none otherwise."""
+    columns = tuple(name for name in names if _is_binary(name, table.column(name)))
+    return columns if len(columns) > 1 and np.all(_stacked(table, columns).sum(1) == 1) else ()
+
+
+def _is_binary(name: str, column: pa.ChunkedArray) -> bool:
+    kind = column.type
     if names_a_row(name) or not (is_string(kind) or is_number(kind) or pa.types.is_boolean(kind)):
         return False
-    if is_string(kind) and not {value.strip() for value in view.sample(name)} <= {"0", "1", "0.0", "1.0"}:
+    first = column[:100].drop_null().to_pylist() if is_string(kind) else []
+    if not {value.strip() for value in first} <= {"0", "1", "0.0", "1.0"}:
         return False
-    values = numbers(view.table.column(name))
+    values = numbers(column)
     return values.null_count == 0 and pc.all(pc.is_in(values, pa.array([0.0, 1.0]))).as_py() is True
 
 

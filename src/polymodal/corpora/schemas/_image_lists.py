@@ -31,7 +31,7 @@ def image_lists(view: View) -> str | None:
 def media_root(view: View, name: str) -> Path:
     """Return the folder that the paths of a column are relative to: that of the file, or a folder in it or beside it,
     if the first files are only there: the one with most of them, of equal ones not that of a test set. A folder beside
-    it, which may be another data set, has to have all of these."""
+    it, which may be another data set, has to have all of these, and those in it no images at all."""
     paths = [value for value in _elements(view, name) if isinstance(value, str)][:LOOKED_AT]
     if not paths:
         return view.root
@@ -42,7 +42,8 @@ def media_root(view: View, name: str) -> Path:
     largest = max((count for count, _ in inside), default=0)
     if largest:
         return min((folder for count, folder in inside if count == largest), key=_is_of_a_test_set)
-    for folder in _folders_in(root.parent):
+    beside = [] if any(map(_has_images, _folders_in(root))) else _folders_in(root.parent)
+    for folder in beside:
         if all(os.path.isfile(folder / path) for path in paths):
             return folder
     return view.root
@@ -69,6 +70,12 @@ def note_of(view: View, name: str, root: Path) -> tuple[str, ...]:
 def _is_of_a_test_set(folder: Path) -> bool:
     """Return whether a folder is one such as `test_images`, whose files may be named like those of `train_images`."""
     return any(SPLIT_NAMES.get(word, "train") != "train" for word in re.split(r"[\W_\d]+", folder.name.lower()))
+
+
+def _has_images(folder: Path) -> bool:
+    with suppress(OSError):
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in os.scandir(folder))
+    return False
 
 
 def _folders_in(folder: Path) -> Iterator[Path]:

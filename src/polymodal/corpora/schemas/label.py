@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from polymodal.corpora._types import is_string
 from polymodal.corpora.schemas._class_names import column_of_class_names, has_class_names, one_hot
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
+from polymodal.corpora.schemas._tabular import levels
 from polymodal.modalities import Category
 
 rank = 2
@@ -71,14 +72,18 @@ def _found(view: View, name: str) -> Found:
 
         kind = FoundColumn(Category(tuple(listed)), named)
     else:
-        column = _as_integers(view.table.column(name)) if whole else view.table.column(name)
+        column = view.table.column(name)
+        blanks = is_string(column.type) and pc.any(pc.match_substring_regex(column, r"^\s|\s$")).as_py() is True
+        column = _as_integers(column) if whole else levels(column) if blanks else column
         values = pc.unique(column).drop_null().to_pylist()
         classes = tuple(_written(value) for value in sorted(values))
 
         def written(table: pa.Table) -> Any:
+            if blanks:
+                return levels(table.column(name))
             return pc.cast(_as_integers(table.column(name)) if whole else table.column(name), pa.string())
 
-        kind = FoundColumn(Category(classes), None if is_string(view.type(name)) else written)
+        kind = FoundColumn(Category(classes), None if is_string(view.type(name)) and not blanks else written)
     names = kind.modality.names  # type: ignore[attr-defined]
     readable = {one: (one.replace("_", " "),) for one in names} if not all(one.isdigit() for one in names) else {}
     return Found({name: kind}, (name,), label=name, prompts=readable)
