@@ -1,4 +1,4 @@
-"""VESL: boxes with phrases for images with captions, by an open-vocabulary detector (CLOC, section 5).
+"""VESL: boxes with phrases for images with captions, by an open-vocabulary detector (CLOC, section 4).
 
 Captions, best long ones that a model wrote (`curation.captions`), give noun phrases; the detector is asked for all of
 them, and every box that it is confident of keeps its most confident phrase. The result is a corpus that `cloc` trains
@@ -114,10 +114,10 @@ def write_regions(
     max_phrases: int = MAX_PHRASES,
     confidence: float = CONFIDENCE,
 ) -> Corpus:
-    """Write a corpus with a column `regions`: training images in which a phrase of their captions was detected.
+    """Write a corpus with a column `regions`: phrases of captions that were detected in training images.
 
-    All other splits stay as they are. Raises UserError for a corpus without images or captions, for a folder that is
-    not empty, and where nothing was detected.
+    Training images without any stay, with no regions, and so do all other splits. Raises UserError for a corpus without
+    images or captions, for a folder that is not empty, and where nothing was detected.
     """
     image_column, text_column = corpus.column_with(Image), corpus.column_with(Text)
     tag = tag or lexical_tagger()
@@ -131,9 +131,9 @@ def write_regions(
             except UnreadableExample:
                 continue
             phrases = noun_phrases(". ".join(caption.text for caption in captions), tag, max_phrases)
-            if regions := detect_regions(image, phrases, detector, confidence):
-                count += 1
-                yield row, regions
+            regions = detect_regions(image, phrases, detector, confidence)
+            count += bool(regions)
+            yield row, regions
         if not count:
             raise UserError(
                 f"No phrase of a caption was detected in the training images of '{corpus.name}'; lower the confidence."
@@ -171,7 +171,9 @@ class OWLv2Detector:
         """Return the most confident phrase of each of the model's boxes."""
         import torch
 
-        inputs = self.processor(text=[list(phrases)], images=[image], return_tensors="pt").to(self.device)
+        # The text tower has 16 positions; a run of nouns may be longer.
+        inputs = self.processor(text=[list(phrases)], images=[image], truncation=True, return_tensors="pt")
+        inputs = inputs.to(self.device)
         with torch.no_grad():
             outputs = self.model(**inputs)
         confidence, phrase = outputs.logits[0].sigmoid().max(-1)
