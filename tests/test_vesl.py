@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from polymodal.corpora._wordnet import WordNet
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation import vesl
 from polymodal.curation.vesl import Detection, detect_regions, noun_phrases, write_regions
@@ -25,6 +26,20 @@ def test_phrases_are_adjectives_and_nouns() -> None:
     assert noun_phrases(caption, tag) == ["big red dog", "bus stop", "tail", "red dog"]
     assert noun_phrases(caption, tag, 2) == ["big red dog", "bus stop"]
     assert noun_phrases("free download, click here", tag) == []
+
+
+def test_forms_of_verbs_and_function_words_are_no_nouns(monkeypatch: pytest.MonkeyPatch) -> None:
+    nouns = ["plate", "holding", "building", "play", "dog", "bus", "while", "s", "ball", "topping", "man"]
+    uses = {("holding", "n"): 1, ("hold", "v"): 345, ("building", "n"): 52, ("build", "v"): 139, ("top", "v"): 3}
+    uses |= {("play", "n"): 61, ("play", "v"): 246, ("top", "n"): 53}
+    lexicon = WordNet({noun: [0] for noun in nouns}, {}, {}, frozenset({"red", "tall", "all", "through"}), uses)
+    monkeypatch.setattr(vesl, "wordnet", lambda wanted_by: lexicon)
+    tag = vesl.lexical_tagger()
+    found = [noun_phrases(caption, tag) for caption in (
+        "A red plate holding all dogs while the man's dog plays with a ball",
+        "a tall building, red topping through both buses",
+    )]  # fmt: skip
+    assert found == [["red plate", "dogs", "dog", "ball"], ["tall building", "red topping", "buses"]]
 
 
 def test_boxes_keep_their_most_confident_phrase() -> None:
