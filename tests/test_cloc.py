@@ -8,9 +8,11 @@ import torch
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
+from polymodal.encoders.presets import clip as clip_towers
 from polymodal.errors import UserError
 from polymodal.evaluation.tasks.region_retrieval import region_text_scores
 from polymodal.modalities.image_augmentation import WEAK
+from polymodal.objectives.region_contrastive import region_text_contrastive
 from polymodal.recipes.dual_encoders import clip, cloc
 from polymodal.rng import ExampleRNG
 
@@ -41,13 +43,47 @@ def test_losses_without_regions_are_those_of_clip_and_lambda_is_their_fraction(c
     assert real.sum(1).tolist() == [1, 1, 1, 1]  # one object an image
     assert whole["grounding"] == pytest.approx(float(encoded["error"][real].mean()), rel=1e-5)
     assert half["grounding"] == pytest.approx(float(encoded["error"][:2][real[:2]].mean()) / 2, rel=1e-5)
-    # The error is that of the four corners, and 0 at the box itself.
-    located = model.predict_boxes(
-        {"image": batch["image"], "text": processor.text([e["regions"][0].phrase for e in examples])}
+    # Each loss is a mean over regions, times the fraction of images with regions.
+    scale, cosine = model.logit_scale(), 0.9
+    of_half = region_text_contrastive(
+        encoded["region"][:2][real[:2]], encoded["phrase"][:2][real[:2]], scale, real[:2].any(1), cosine
     )
-    assert located["prompter"][0].shape == (4, 1, 4)
+    assert half["cloc"] == pytest.approx(float(of_half) / 2, rel=1e-5, abs=1e-6)
+    assert whole["cloc"] == pytest.approx(
+        float(region_text_contrastive(encoded["region"][real], encoded["phrase"][real], scale, real.any(1), cosine)),
+        rel=1e-5,
+    )
+    # The error is that of the four corners, and 0 at the box itself.
+    with torch.no_grad():
+        model.box_head[-1].weight.zero_()
+        model.box_head[-1].bias.copy_(batch["box"][0][real[0]][0])
+        error = model.encode(batch)["error"]
+    gap = batch["box"][real] - batch["box"][0][real[0]]
+    torch.testing.assert_close(error[real], gap.square().sum(-1) / 4)
+    assert float(error[real][0]) == pytest.approx(0, abs=1e-9)
     (encoded["region"].square() * torch.arange(1.0, 17)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.image_encoder.patch_embedding.parameters())
+
+
+def test_a_predicted_box_has_its_corners_in_order(corpus: Corpus) -> None:
+    processor = fit_processor(cloc.Recipe.tiny(), corpus)
+    model = cloc.Recipe.tiny().build(processor).eval()
+    with torch.no_grad():
+        model.box_head[-1].weight.zero_()
+        model.box_head[-1].bias.copy_(torch.tensor([0.7, 0.2, 0.3, 1.4]))
+        batch = {"image": torch.zeros(2, 3, 32, 32), "text": processor.text(["red square", "dot"])}
+        boxes, sure = model.predict_boxes(batch)["prompter"]
+    torch.testing.assert_close(boxes, torch.tensor([0.3, 0.2, 0.7, 1.0]).expand(2, 1, 4))
+    assert sure.tolist() == [[1], [1]]
+
+
+def test_the_published_encoders_are_those_of_clip() -> None:
+    towers, paper = clip_towers("ViT-B/16"), cloc.Recipe.paper()
+    assert paper.image == towers.image
+    assert paper.text == dataclasses.replace(towers.text, vocab_size=32_000)
+    assert paper.text.causal
+    with pytest.raises(UserError, match=r"image\.width 66 is to be a multiple of 4"):
+        dataclasses.replace(cloc.Recipe.tiny(), image=dataclasses.replace(cloc.Recipe.tiny().image, width=66))
 
 
 def test_boxes_follow_a_flip(corpus: Corpus) -> None:

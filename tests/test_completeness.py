@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,17 @@ def test_a_method_that_prefers_long_captions_is_seen(
     scores = completeness_scores(ByLength(factor), processor, Reader(corpus, processor), "test")
     assert {score.name.split("/")[2]: score.value for score in scores} == expected
     assert all(score.chance == 0.5 for score in scores)
+
+
+def test_rows_without_regions_are_left_out(corpus: Corpus, processor: Processor) -> None:
+    place = corpus.table.schema.get_field_index("regions")
+    stored = corpus.table.column("regions").to_pylist()
+    other = [{**stored[0][0], "name": "other"}]
+    changed = [None if row % 2 else regions + other for row, regions in enumerate(stored)]
+    column = pa.array(changed, corpus.table.schema.field("regions").type)
+    sparse = dataclasses.replace(corpus, table=corpus.table.set_column(place, "regions", column))
+    scores = completeness_scores(ByLength(1.0), processor, Reader(sparse, processor), "test")
+    assert [len(score.clusters) for score in scores] == [sum(row % 2 == 0 for row in corpus.rows("test"))] * 3
 
 
 class Fixed(nn.Module):

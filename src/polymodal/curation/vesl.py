@@ -1,4 +1,4 @@
-"""VESL: boxes with phrases for images with captions, by an open-vocabulary detector (CLOC, section 5).
+"""VESL: boxes with phrases for images with captions, by an open-vocabulary detector (CLOC, section 4).
 
 Captions, best long ones that a model wrote (`curation.captions`), give noun phrases; the detector is asked for all of
 them, and every box that it is confident of keeps its most confident phrase. The result is a corpus that `cloc` trains
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from PIL import Image as PILImage
 
-from polymodal.corpora._wordnet import wordnet
+from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import write_with_column
 from polymodal.errors import UnreadableExample, UserError
@@ -28,13 +28,14 @@ PartOfSpeech = Literal["determiner", "adjective", "noun", "other"]
 Tagger = Callable[[str], PartOfSpeech]
 MAX_PHRASES = 20
 CONFIDENCE = 0.1
-_DETERMINERS = "a an the this that these those some any each every my your his her its our their"
-# Closed classes, of which WordNet has some as nouns ("a", "i", "it", "who").
+_DETERMINERS = "a an the this that these those some any each every all both another my your his her its our their"
+# Closed classes, of which WordNet has some as nouns or adjectives ("a", "i", "while", "through").
 _OTHERS = (
     "and or but nor so if of in on at by to from with without for over under near behind between into onto up down off "
     "out as than then there here is are was were be been being am has have had do does did can could will would may "
     "might must shall should not no i you he she it we they me him us them who whom what which when where why how very "
-    "too also just only one"
+    "too also just only one while through about after again against above below before during until because since "
+    "along across around"
 )
 # Generic words of web pages, which name nothing that an image shows.
 _WEB_WORDS = (
@@ -61,7 +62,10 @@ class Detector(Protocol):
 
 
 def lexical_tagger() -> Tagger:
-    """Return a tagger of single English words by WordNet: their most frequent part of speech (11 MB, once)."""
+    """Return a tagger of single English words by WordNet: their most frequent part of speech (11 MB, once).
+
+    Forms of verbs that are counted as verbs more often ("holding", "plays") are no nouns.
+    """
     lexicon = wordnet("VESL")
 
     def tag(word: str) -> PartOfSpeech:
@@ -69,10 +73,24 @@ def lexical_tagger() -> Tagger:
             return "determiner"
         if word in OTHERS:
             return "other"
-        is_noun = lexicon.noun(word) is not None and lexicon.is_mostly_noun(word)
-        return "noun" if is_noun else "adjective" if word in lexicon.adjectives else "other"
+        noun = lexicon.noun(word) if len(word) > 1 else None
+        is_noun = noun is not None and lexicon.is_mostly_noun(word) and lexicon.is_mostly_noun(noun)
+        if is_noun and not _is_participle(word, lexicon):
+            return "noun"
+        return "adjective" if word in lexicon.adjectives else "other"
 
     return tag
+
+
+def _is_participle(word: str, lexicon: WordNet) -> bool:
+    """Return whether a word in -ing is the form of a verb: "holding", and not "building", a noun as often."""
+    if not word.endswith("ing"):
+        return False
+    stem = word.removesuffix("ing")
+    verbs = {stem, f"{stem}e", stem[:-1] if stem[-2:-1] == stem[-1:] else stem}  # "wearing", "riding", "sitting"
+    threshold = max(5 * lexicon.uses.get((word, "n"), 0), 1)
+    counts = [(lexicon.uses.get((verb, "v"), 0), lexicon.uses.get((verb, "n"), 0)) for verb in verbs]
+    return any(as_verb >= threshold and as_verb > as_noun for as_verb, as_noun in counts)
 
 
 def noun_phrases(caption: str, tag: Tagger, max_phrases: int = MAX_PHRASES) -> list[str]:
@@ -114,10 +132,10 @@ def write_regions(
     max_phrases: int = MAX_PHRASES,
     confidence: float = CONFIDENCE,
 ) -> Corpus:
-    """Write a corpus with a column `regions`: training images in which a phrase of their captions was detected.
+    """Write a corpus with a column `regions`: phrases of captions that were detected in training images.
 
-    All other splits stay as they are. Raises UserError for a corpus without images or captions, for a folder that is
-    not empty, and where nothing was detected.
+    Training images without any stay, with no regions, and so do all other splits. Raises UserError for a corpus without
+    images or captions, for a folder that is not empty, and where nothing was detected.
     """
     image_column, text_column = corpus.column_with(Image), corpus.column_with(Text)
     tag = tag or lexical_tagger()
@@ -131,9 +149,9 @@ def write_regions(
             except UnreadableExample:
                 continue
             phrases = noun_phrases(". ".join(caption.text for caption in captions), tag, max_phrases)
-            if regions := detect_regions(image, phrases, detector, confidence):
-                count += 1
-                yield row, regions
+            regions = detect_regions(image, phrases, detector, confidence)
+            count += bool(regions)
+            yield row, regions
         if not count:
             raise UserError(
                 f"No phrase of a caption was detected in the training images of '{corpus.name}'; lower the confidence."
@@ -171,7 +189,9 @@ class OWLv2Detector:
         """Return the most confident phrase of each of the model's boxes."""
         import torch
 
-        inputs = self.processor(text=[list(phrases)], images=[image], return_tensors="pt").to(self.device)
+        # The text tower has 16 positions; a run of nouns may be longer.
+        inputs = self.processor(text=[list(phrases)], images=[image], truncation=True, return_tensors="pt")
+        inputs = inputs.to(self.device)
         with torch.no_grad():
             outputs = self.model(**inputs)
         confidence, phrase = outputs.logits[0].sigmoid().max(-1)

@@ -14,11 +14,12 @@ from polymodal.layers.transformer import Packing, Transformer
 
 
 class Prompter(nn.Module):
-    """A transformer layer with one head over a prompt and the image tokens (CLOC, Chen et al. 2024, section 4.2).
+    """A transformer layer with one head over a prompt and the image tokens (CLOC, Chen et al. 2024, section 3.3).
 
-    A box is one token, the mean of the sinusoidal positions of its two corners. For wavelengths longer than the box,
-    that is the position of its center; as two tokens, no query knows more than a corner. Image tokens get their
-    positions once more, by the same sinusoids. A text is one token, a linear projection of its embedding.
+    A box is one token, the mean of the sinusoidal positions of its two corners, where the paper has two tokens. For
+    wavelengths longer than the box, that is the position of its center; as two tokens, no query knows more than a
+    corner. Image tokens get their positions once more, by the same sinusoids. A text is one token, a linear projection
+    of its embedding. The embedding of a prompt is the output at its token; the paper averages all outputs.
     """
 
     positions: Tensor

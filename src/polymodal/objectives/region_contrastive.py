@@ -17,7 +17,7 @@ def region_text_contrastive(
     mask: Bool[Tensor, " regions"],
     text_threshold: float | None = 0.9,
 ) -> Float[Tensor, ""]:
-    """Return symmetric InfoNCE of regions and texts, the mean over regions (CLOC, Chen et al. 2024, section 4.1).
+    """Return symmetric InfoNCE of regions and texts, the mean over regions (CLOC, Chen et al. 2024, equation 2).
 
     regions, texts: L2-normalized. mask: False for padding, which is no candidate either. text_threshold: a region is no
     negative of a text whose cosine with its own is above it, such as one of an equal phrase; None: all others are. The

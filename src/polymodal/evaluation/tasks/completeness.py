@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
@@ -48,7 +50,7 @@ def completeness_scores(method: nn.Module, processor: Processor, reader: Reader,
     corpus, rng = reader.corpus, np.random.default_rng(0)
     rows, examples = reader.read_split(split, MAX_IMAGES)
     column = corpus.column_with(Regions)
-    names = [list(dict.fromkeys(region.name for region in corpus.value(row, column))) for row in rows.tolist()]
+    names = [_names(corpus, row, column) for row in rows.tolist()]
     every = sorted({name for of_image in names for name in of_image})
     shown, complete, worse = [], [], []
     for example, of_image in zip(examples, names, strict=True):
@@ -71,6 +73,14 @@ def completeness_scores(method: nn.Module, processor: Processor, reader: Reader,
             values.append((of_text[full] @ image > partial @ image).float().mean().item())
         scores.append(Score(f"{split}/completeness/{kind}/accuracy", np.array(values), 0.5))
     return scores
+
+
+def _names(corpus: Corpus, row: int, column: str) -> list[str]:
+    """The different names of an image's regions; none where it has no regions, or they are damaged."""
+    try:
+        return [name for name in dict.fromkeys(region.name for region in corpus.value(row, column)) if name]
+    except UnreadableExample:
+        return []
 
 
 task = Task(

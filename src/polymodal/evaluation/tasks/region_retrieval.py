@@ -77,7 +77,7 @@ def region_text_scores(method: nn.Module, processor: Processor, reader: Reader, 
     over phrases of the fraction of their regions that are most similar to them.
     region_grounding, of a method that predicts boxes: the mean IoU of the box of a phrase in its image, the fraction
     with an IoU of 0.5 or more, and the mean distance of its edges, as a fraction of the side. Phrases that two regions
-    of an image have are left out. Chance: the box of another region.
+    of an image have are left out. Chance: the box of another region, if there is one.
     """
     _, examples = reader.read_split(split)
     test = RegionTest.of(method, processor, examples)
@@ -115,15 +115,11 @@ def _grounding_scores(
     predicted = _predicted(method, processor, examples, owner, [one.phrase for one in regions])
     overlap = intersection_over_union(predicted, truth)[0].numpy()
     elsewhere = intersection_over_union(truth.roll(len(truth) // 2, 0), truth)[0].numpy()
+    by_chance = [float(elsewhere.mean()), float((elsewhere >= IOU_THRESHOLD).mean())] if len(truth) > 1 else [None] * 2
     name = f"{split}/region_grounding"
     return [
-        Score.per_cluster(f"{name}/mean_IoU", overlap, owner, float(elsewhere.mean())),
-        Score.per_cluster(
-            f"{name}/acc@0.5",
-            (overlap >= IOU_THRESHOLD).astype(float),
-            owner,
-            float((elsewhere >= IOU_THRESHOLD).mean()),
-        ),
+        Score.per_cluster(f"{name}/mean_IoU", overlap, owner, by_chance[0]),
+        Score.per_cluster(f"{name}/acc@0.5", (overlap >= IOU_THRESHOLD).astype(float), owner, by_chance[1]),
         Score.per_cluster(
             f"{name}/box_error", (predicted - truth).abs().mean(1).numpy(), owner, higher_is_better=False
         ),

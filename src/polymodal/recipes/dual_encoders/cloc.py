@@ -4,7 +4,7 @@ CLIP compares whole images with captions, so that its patches know little of wha
 phrases besides: a light Prompter, one transformer layer with one head, gets a box and the tokens of the image, and its
 embedding must be found among the phrases of all regions of the batch, without those that say nearly the same. With a
 phrase as prompt, the same Prompter has to predict its box. As the Prompter is weak, the encoder must learn to be
-promptable; RoI pooling in its place (`--pooling roi`) asks less of it (section 4). `curation/vesl.py` is the paper's
+promptable; RoI pooling in its place (`--pooling roi`) asks less of it (section 3.4). `curation/vesl.py` is the paper's
 pipeline of captions with boxes (VESL): phrases of captions, found in images by an open-vocabulary detector.
 
 f_I and f_T are image_encoder and text_encoder with their projections.
@@ -12,14 +12,16 @@ f_I and f_T are image_encoder and text_encoder with their projections.
 Terms: L_CLIP = losses.clip, L_CLOC = losses.cloc, L_grounding = losses.grounding, Prompter = layers.prompter.Prompter,
 conflict filter = text_filter, lambda = CLOC.contrastive_losses, VESL = curation.vesl.
 
-Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; a box is
-one prompt token, the mean of the sinusoids of its corners, and image tokens get their positions once more in the
-Prompter, by the same sinusoids (the paper leaves both open; with a token a corner, small runs find boxes later);
-phrases are told apart by a lexicon, not a trained part-of-speech tagger; multimodal language models on the encoder
-(Ferret, LLaVA) are left out, for which `mono_internvl` has no place for another encoder. The conflict filter has a
+Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; texts are
+not lowercased; a box is one prompt token, the mean of the sinusoids of its corners (in the paper a token for each, with
+which small runs find boxes later), and the embedding of a prompt is the output at its token (in the paper the mean of
+all outputs of the Prompter, appendix B.1); image tokens get their positions once more in the Prompter, by the same
+sinusoids; with `--pooling roi`, box regression still trains a Prompter, unless `--grounding-weight 0`. VESL's phrases
+have no determiner, and are found by a lexicon and a list of generic words of our own, not a trained part-of-speech
+tagger; it has no command: `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))` from Python.
+Ferret and LLaVA on the encoder are left out, as `mono_internvl` has no place for another one. The conflict filter has a
 shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99` leaves out
-equal phrases alone. VESL has no command: it is called from Python,
-`polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`.
+equal phrases alone.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from polymodal.data.columns.regions import RegionPhrasesColumn
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.presets import vit
+from polymodal.encoders.presets import clip
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import MissingModality, UserError
 from polymodal.layers.distributed import all_gather
@@ -120,7 +122,7 @@ class CLOC(DualEncoder):
         return encoded
 
     def contrastive_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """clip: InfoNCE of the pairs. cloc, grounding: of regions, times lambda (section 4.3)."""
+        """clip: InfoNCE of the pairs. cloc, grounding: of regions, times lambda (table A)."""
         losses = {"clip": info_nce(encoded["image"], encoded["text"], self.logit_scale())}
         if "region" not in encoded:
             return losses
@@ -151,7 +153,8 @@ class CLOC(DualEncoder):
         if not self.num_queries:
             raise UserError("This run predicts no boxes: it was trained without --grounding-weight or --region-weight.")
         prompts = self.prompter.text_prompts(self.encode_text(batch["text"])[:, None])
-        boxes = self.box_head(self.prompter(prompts, self.image_encoder(batch["image"])[0])).clamp(0, 1)
+        corners = self.box_head(self.prompter(prompts, self.image_encoder(batch["image"])[0])).clamp(0, 1)
+        boxes = corners.unflatten(-1, (2, 2)).sort(dim=-2).values.flatten(-2)  # regression may exchange corners
         return {"prompter": (boxes, torch.ones_like(boxes[..., 0]))}
 
 
@@ -167,7 +170,7 @@ class Recipe(DualEncoderRecipe):
     word_dropout: UnitInterval = 0.0
     """Probability with which a word of a caption is left out while training."""
     regions_per_image: PositiveInt = 4
-    """M: regions of an image in a step, sampled at random (section 5.1)."""
+    """M: regions of an image in a step, sampled at random (section 3.2)."""
     pooling: Literal["prompter", "roi"] = "prompter"
     """What makes a region of image tokens: the Prompter, or RoI pooling, the paper's ablation."""
     region_weight: NonNegativeFloat = 1.0
@@ -177,7 +180,7 @@ class Recipe(DualEncoderRecipe):
     text_filter: bool = True
     """Whether a phrase is no negative of a region whose own phrase is similar (the conflict filter)."""
     text_threshold: UnitInterval = 0.9
-    """Cosine of phrases above which the filter takes them for the same (section 4.1)."""
+    """Cosine of phrases above which the filter takes them for the same (section 3.4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,7 +188,7 @@ class Recipe(DualEncoderRecipe):
             raise UserError("Boxes follow no random crop: cloc takes no --augmentation, only --hflip-prob.")
         if self.region_weight and self.image.width % 4:
             raise UserError(
-                f"Corners are sines and cosines of x and y: --image.width {self.image.width} is no fourfold."
+                f"Prompts are sines and cosines of corners: --image.width {self.image.width} is to be a multiple of 4."
             )
 
     def columns(self) -> Declared:
@@ -224,14 +227,13 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 (section 5.1 and table A): 439,087 steps of 32,768 images, 300 million of them with regions."""
+        """CLIP ViT-B/16 with T5's vocabulary (table A): 439,087 steps of 32,768 images; regions are of 300 million."""
+        towers, warmup = clip("ViT-B/16"), 2000 / 439_087
         return cls(
-            image=vit("B", 16),
-            text=TextEncoderConfig(32_000, context_length=77, width=512, depth=12, num_heads=8, pool_type="eos"),
-            embed_dim=512,
+            image=towers.image,
+            text=dataclasses.replace(towers.text, vocab_size=32_000),
+            embed_dim=towers.embed_dim,
             hflip_prob=0.0,
             batch_size=32768,
-            optimizer=OptimizerConfig(
-                learning_rate=5e-4, weight_decay=0.2, betas=(0.9, 0.98), warmup_ratio=2000 / 439_087
-            ),
+            optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.2, betas=(0.9, 0.98), warmup_ratio=warmup),
         )
