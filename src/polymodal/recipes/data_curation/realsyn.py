@@ -15,7 +15,8 @@ K-means does not quantize; pools are in the memory of one machine, and steps run
 fine-tuning the merging model on answers of GPT-4, and the analyses of topics, entities and scaling.
 
 The claim's documents hold emoji, sentences of three templates, four fifths of which are in another document than their
-image, and real definitions, so that no knowledge is in true sentences that is not in names and keywords. Its encoder is
+image (a fraction of ours: with fewer, the nearest sentence of an image's own document would often be a true one), and
+real definitions, so that no knowledge is in true sentences that is not in names and keywords. Its encoder is
 trained on names and keywords of the same images, as encoders that had seen other drawings alone retrieved a true
 sentence for 2 to 4 % of the images: no test concept is among them, but the result is that of an encoder that has seen
 the images that it pairs. At most 1.07 times the mean number of images are kept of a cluster, as in RealSyn100M.
