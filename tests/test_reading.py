@@ -268,5 +268,5 @@ def test_a_recipe_may_make_several_claims() -> None:
     assert list(claims("wasm")) == ["claim", "structure"]
     assert isinstance(claim_of("wasm"), CurationClaim)
     assert isinstance(claim_of("wasm", "structure"), CuratedTrainingClaim)
-    with pytest.raises(UserError, match="no claim of 'wasm' 'strukture'; did you mean 'structure'"):
+    with pytest.raises(UserError, match="no claim of this recipe named 'strukture'; did you mean 'structure'"):
         claim_of("wasm", "strukture")
