@@ -262,3 +262,11 @@ def test_a_folder_around_all_classes_is_no_part_of_their_names(tmp_path):
     for place, name in enumerate(("Schöne Bäume", "alte Häuser")):
         images(tmp_path / "Mein Satz" / name, "Bild {} ä.jpg", first=20 * place)
     assert from_path(tmp_path).columns["label"].names == ("Schöne Bäume", "alte Häuser")
+
+
+def test_names_that_are_in_two_folders_are_said(tmp_path):
+    for folder in ("cats", "dogs", "masks"):
+        images(tmp_path / folder)
+    captions(tmp_path / "captions.csv", "{}.jpg")
+    (note,) = [note for note in from_path(tmp_path).notes if "Relative paths" in note]
+    assert "cats. There are files of these names in dogs, too, which are not taken" in note

@@ -29,6 +29,8 @@ SPLIT_NAMES = {
     "eval": "test",
     "evaluation": "test",
 }
+# Folders of what lies beside the images under the same names.
+OF_PIXELS = re.compile(r"mask|depth|segment|trimap|thumb|heat.?map|annotation", re.IGNORECASE)
 MAX_TABLES = 1000  # text files of a folder, until they are taken for those of an image each
 _SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?:^|[._\-/ ])({'|'.join(SPLIT_NAMES)})(?:\d{{4}})?(?=[._\-/ ]|$)", re.IGNORECASE)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_binary, is_string
-from polymodal.corpora.formats._data_files import SPLIT_NAMES, TABLES, DataFiles, place_of, suffix_of
+from polymodal.corpora.formats._data_files import OF_PIXELS, SPLIT_NAMES, TABLES, DataFiles, place_of, suffix_of
 from polymodal.corpora.formats._image_files import paths_below
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
@@ -34,7 +34,6 @@ IDS = (
 )  # fmt: skip
 # Other headings of ids, if most of their values differ: id_code, isic_id, patientId, Image Name.
 _ID = re.compile(r"(?i:(.*[ _.-])?(id|uid|image|img|file|photo)([ _.-](id|name|code|key))?)|.*[a-z](Id|ID|UID)")
-_OF_PIXELS = re.compile(r"mask|depth|segment|trimap|thumb|heat.?map|annotation", re.IGNORECASE)  # beside the images
 LOOKED_AT = 20  # values of a column
 MAX_PATH = 1000  # characters; longer strings are texts
 Placed = tuple[pa.Table, tuple[str, ...]]  # with sentences for the user
@@ -168,7 +167,7 @@ class NamedFiles:
 
     def _rank(self, place: str, split: str | None) -> tuple[int, bool]:
         order = {split: 0, None: 1, "train": 2}
-        return order.get(self._split(place), 3), _OF_PIXELS.search(place.rpartition("/")[0]) is not None
+        return order.get(self._split(place), 3), OF_PIXELS.search(place.rpartition("/")[0]) is not None
 
     def _said_of_others(self, value: object, place: str | None, split: str | None) -> str:
         """Return a sentence about other files that an id may name as well; "" where there is none."""

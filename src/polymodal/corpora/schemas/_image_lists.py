@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
-from polymodal.corpora.formats._data_files import SPLIT_NAMES
+from polymodal.corpora.formats._data_files import OF_PIXELS, SPLIT_NAMES
 from polymodal.corpora.schemas._columns import element_type
 from polymodal.corpora.schemas._media import holds, kind_of
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
@@ -38,10 +38,8 @@ def media_root(view: View, name: str) -> Path:
     root = view.root.resolve()
     if any(os.path.isfile(root / path) for path in paths):
         return view.root
-    inside = [(sum(os.path.isfile(folder / path) for path in paths), folder) for folder in _folders_in(root)]
-    largest = max((count for count, _ in inside), default=0)
-    if largest:
-        return min((folder for count, folder in inside if count == largest), key=_is_of_a_test_set)
+    if inside := _folders_with(root, paths):
+        return inside[0]
     beside = [] if any(map(_has_images, _folders_in(root))) else _folders_in(root.parent)
     for folder in beside:
         if all(os.path.isfile(folder / path) for path in paths):
@@ -63,8 +61,31 @@ def only_media(view: View, kind: str, suffixes: tuple[str, ...], modality: type[
 
 
 def note_of(view: View, name: str, root: Path) -> tuple[str, ...]:
-    """Return a sentence about the folder of the paths of a column, where it is not that of the file."""
-    return () if root == view.root else (f"Relative paths in '{name}' start at {root}.",)
+    """Return a sentence about the folder of the paths of a column, where it is not that of the file; and about another
+    folder that has files of these names, too, unless they are images of masks or of a test set."""
+    if root == view.root:
+        return ()
+    paths = [value for value in _elements(view, name) if isinstance(value, str)][:LOOKED_AT]
+    sentence = f"Relative paths in '{name}' start at {root}."
+    inside = _folders_with(view.root.resolve(), paths)
+    for other in inside[1:]:
+        if root == inside[0] and _rank(other) == _rank(root):
+            also = (
+                f"There are files of these names in {other.name}, too, which are not taken: give paths with the folder."
+            )
+            return (f"{sentence} {also}",)
+    return (sentence,)
+
+
+def _folders_with(root: Path, paths: list[str]) -> list[Path]:
+    """Return the folders in a folder that have most of these files, those of images before those of masks."""
+    counts = [(sum(os.path.isfile(folder / path) for path in paths), folder) for folder in _folders_in(root)]
+    largest = max((count for count, _ in counts), default=0)
+    return sorted((folder for count, folder in counts if count == largest), key=_rank) if largest else []
+
+
+def _rank(folder: Path) -> tuple[bool, bool]:
+    return _is_of_a_test_set(folder), OF_PIXELS.search(folder.name) is not None
 
 
 def _is_of_a_test_set(folder: Path) -> bool:
