@@ -28,7 +28,6 @@ class Row:
     arm: Arm
     estimates: list[Estimate]
     difference: Estimate | None
-    cost: dict[str, float]
     leads: bool
 
 
@@ -80,7 +79,6 @@ def rows(comparison: ComparisonResult) -> list[Row]:
             arm=arm,
             estimates=[comparison.estimate(arm, name) for name in names],
             difference=None if arm == comparison.arms[0] else comparison.difference(arm, names[0]),
-            cost=comparison.cost(arm),
             leads=ranked and not tie and arm == arms[0],
         )
         for arm in arms
