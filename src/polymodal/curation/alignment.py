@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polymodal.corpora.corpus import Corpus
+from polymodal.curation.captions import check_embeds_pairs
 from polymodal.data.loader import Reader
 from polymodal.data.subsets import best_scored
 from polymodal.errors import UserError
@@ -26,9 +27,7 @@ def alignment_scores(run: Run, corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
     NaN for a row that cannot be read. Raises UserError for a run that does not embed images and texts.
     """
-    columns = getattr(run.processor, "columns", {})
-    if not hasattr(run.model, "embed") or not {"image", "text"} <= {*columns}:
-        raise UserError(f"The run '{run.name}' cannot score pairs: its method does not embed both images and texts.")
+    check_embeds_pairs(run)
     reader, scores = Reader(corpus, run.processor, memory=0), np.full(len(rows), np.nan)
     place_of = {int(row): place for place, row in enumerate(rows)}
     for start in range(0, len(rows), READ_TOGETHER):

@@ -78,6 +78,25 @@ class CaptionCounts:
 Captioned = tuple[int, list[ViewCaption]]  # row index, captions of its images
 
 
+def check_generates_text(run: Run) -> None:
+    """Raise UserError for a run that cannot generate text."""
+    if not isinstance(run.model, CanGenerateText):
+        raise UserError(f"The run '{run.name}' does not generate text; a method that does is mono_internvl.")
+
+
+def check_embeds_pairs(run: Run) -> None:
+    """Raise UserError for a run that does not embed images and texts in one space."""
+    if not (isinstance(run.model, CanEmbed) and {"image", "text"} <= {*run.processor.columns}):
+        raise UserError(f"The run '{run.name}' does not embed images and texts; a method that does is clip.")
+
+
+def describe(run: Run, images: Sequence[np.ndarray], **options: Any) -> list[str]:
+    """Return a caption of each image. options: of `generate_text`; greedy without any."""
+    columns: dict[str, list[Any]] = {"image": list(images), "question": [DESCRIBE] * len(images)}
+    parts = answers(run.model, run.processor, "generate_text", columns, BATCH, **options)
+    return run.processor.texts([ids for part in parts for ids in part])
+
+
 def captioned(
     run: Run,
     corpus: Corpus,
@@ -94,10 +113,9 @@ def captioned(
     after a stop. Raises UserError for a run that cannot generate text, a ranker that cannot embed, or a corpus without
     images.
     """
-    if not isinstance(run.model, CanGenerateText):
-        raise UserError(f"The run '{run.name}' does not generate text; a method that does is mono_internvl.")
-    if ranker is not None and not isinstance(ranker.model, CanEmbed):
-        raise UserError(f"The run '{ranker.name}' does not embed images and texts; a method that does is clip.")
+    check_generates_text(run)
+    if ranker is not None:
+        check_embeds_pairs(ranker)
     counts = counts if counts is not None else CaptionCounts()
     column, device = _column(corpus), next(run.model.parameters()).device
 
@@ -218,10 +236,8 @@ def _sample_captions(
 ) -> list[list[str]]:
     """Sample captions of each image; empty ones are dropped."""
     repeated = [image for image in map(np.asarray, images) for _ in range(options.num_return_sequences)]
-    columns: dict[str, list[Any]] = {"image": repeated, "question": [DESCRIBE] * len(repeated)}
     decoding = Decoding(options.max_new_tokens, options.temperature)
-    parts = answers(run.model, run.processor, "generate_text", columns, BATCH, decoding=decoding, generator=generator)
-    texts = run.processor.texts([ids for part in parts for ids in part])
+    texts = describe(run, repeated, decoding=decoding, generator=generator)
     starts = range(0, len(texts), options.num_return_sequences)
     return [[text for text in texts[start : start + options.num_return_sequences] if text] for start in starts]
 

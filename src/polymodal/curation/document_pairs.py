@@ -21,25 +21,23 @@ from PIL import Image as PILImage
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import check_empty, save_corpus
+from polymodal.curation.captions import check_embeds_pairs, check_generates_text, describe
 from polymodal.curation.hierarchical_retrieval import normalized
 from polymodal.curation.merged_texts import Merger, template_merger
 from polymodal.curation.perplexity_filter import Perplexity
 from polymodal.curation.resumable import run_resumably
 from polymodal.curation.sentences import split_sentences
-from polymodal.data.conversation import DESCRIBE
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.evaluation.capabilities import CanEmbed, CanGenerateText
 from polymodal.files import remove_folder, written_aside
 from polymodal.modalities import Image, Interleaved, Modality, Text
 from polymodal.modalities.image import encoded, to_rgb
 from polymodal.training.feature_cache import weights_key
 from polymodal.training.folder_lock import writes
 from polymodal.training.recipe_record import recipe_record
-from polymodal.training.run import Run, answers, write_json
+from polymodal.training.run import Run, write_json
 
 SHARD = 2048  # images or sentences whose embeddings are one file
 MERGED = 64  # texts between two lines of the file of merged texts
-BATCH = 64  # images that are captioned at once
 ALONE = -1  # piece of an image that is in no document
 SETTINGS = "settings.json"
 
@@ -173,9 +171,7 @@ class PairingModels:
 
 def embedded_by(run: Run) -> tuple[Callable[[Sequence[bytes]], np.ndarray], Callable[[Sequence[str]], np.ndarray]]:
     """Return how a run embeds images and texts. Raises UserError for one that embeds not both in one space."""
-    columns = run.processor.columns
-    if not (isinstance(run.model, CanEmbed) and {"image", "text"} <= {*columns}):
-        raise UserError(f"The run '{run.name}' does not embed images and texts; a method that does is clip.")
+    check_embeds_pairs(run)
     return (
         lambda images: run.embed(image=list(images))["image"].float().numpy(),
         lambda texts: run.embed(text=list(texts))["text"].float().numpy(),
@@ -184,16 +180,8 @@ def embedded_by(run: Run) -> tuple[Callable[[Sequence[bytes]], np.ndarray], Call
 
 def captioned_by(run: Run) -> Callable[[Sequence[bytes]], list[str]]:
     """Return how a run captions images, greedily. Raises UserError for one that cannot generate text."""
-    if not isinstance(run.model, CanGenerateText):
-        raise UserError(f"The run '{run.name}' does not generate text; a method that does is mono_internvl.")
-
-    def captions(images: Sequence[bytes]) -> list[str]:
-        arrays = [np.asarray(to_rgb(Image().decode(data))) for data in images]
-        columns: dict[str, list[Any]] = {"image": arrays, "question": [DESCRIBE] * len(arrays)}
-        parts = answers(run.model, run.processor, "generate_text", columns, BATCH)
-        return run.processor.texts([ids for part in parts for ids in part])
-
-    return captions
+    check_generates_text(run)
+    return lambda images: describe(run, [np.asarray(to_rgb(Image().decode(data))) for data in images])
 
 
 def run_version(*runs: Run | None) -> str:

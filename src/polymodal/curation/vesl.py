@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import write_with_column
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import UnreadableExample, UserError, needs, one_line
 from polymodal.modalities import Image, Regions, Text
 from polymodal.modalities.image import to_rgb
 
@@ -180,9 +180,9 @@ class OWLv2Detector:
             self.processor = Owlv2Processor.from_pretrained(name, trust_remote_code=False)
             model = Owlv2ForObjectDetection.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         except ImportError as error:
-            raise UserError("OWLv2 needs transformers: pip install 'polymodal[hub]'.") from error
+            raise needs("transformers", "hub", "OWLv2") from error
         except (OSError, ValueError) as error:
-            raise UserError(f"'{name}' is no OWLv2 that can be loaded ({str(error).splitlines()[0]}).") from error
+            raise UserError(f"'{name}' is no OWLv2 that can be loaded ({one_line(error)}).") from error
         self.model, self.device = model.eval().to(device), device
 
     def __call__(self, image: PILImage.Image, phrases: Sequence[str]) -> list[Detection]:

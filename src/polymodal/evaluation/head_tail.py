@@ -6,6 +6,7 @@ values do not drown rare ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,10 +47,7 @@ def _decoded(corpus: Corpus, rows: np.ndarray, column: str) -> Iterator[int]:
 
 
 def _counted(values: Sequence[str], names: Any) -> dict[str, int]:
-    counts = dict.fromkeys(names, 0)
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
+    return dict.fromkeys(names, 0) | Counter(values)
 
 
 def imbalance(counts: Mapping[str, int]) -> float:

@@ -15,6 +15,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.embeddings import ItemVectors
+from polymodal.evaluation.head_tail import tag_frequencies
 from polymodal.evaluation.panels import Panels
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.modalities import (
@@ -61,6 +62,11 @@ class TaskInputs:
     def modalities(self) -> set[type]:
         """The modalities that the corpus has and the method takes."""
         return available_modalities(self.corpus, self.processor)
+
+    @cached_property
+    def tag_frequencies(self) -> dict[str, dict[str, int]]:
+        """How often training has each value of each tag (`head_tail.tag_frequencies`), counted once for all tasks."""
+        return tag_frequencies(self.corpus)
 
     @property
     def item(self) -> str | None:

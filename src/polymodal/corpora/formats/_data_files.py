@@ -164,6 +164,11 @@ def split_folder(name: str) -> str | None:
     return SPLIT_NAMES[match[1].lower()] if match else None
 
 
+def splits_in(name: str) -> list[str]:
+    """Return the splits that the words of a name state, in their order: `test_images`, `my-train-captions`."""
+    return [SPLIT_NAMES[word] for word in re.split(r"[\W_\d]+", name.lower()) if word in SPLIT_NAMES]
+
+
 def place_of(file: Path, root: Path) -> Path:
     """Return the path of a file below a folder; of one that is elsewhere, its name. Symbolic links stay as they are."""
     absolute = Path(os.path.abspath(file))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from polymodal.corpora._types import fields_of, is_binary, is_string
-from polymodal.corpora.formats._data_files import OF_PIXELS, SPLIT_NAMES, TABLES, DataFiles, place_of, suffix_of
+from polymodal.corpora.formats._data_files import OF_PIXELS, TABLES, DataFiles, place_of, splits_in, suffix_of
 from polymodal.corpora.formats._image_files import paths_below
 from polymodal.corpora.schemas._media import is_url
 from polymodal.corpora.schemas.audio import AUDIO_SUFFIXES
@@ -237,6 +237,5 @@ def _equal_end(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _split_in(name: str) -> str | None:
-    """Return the split that a word of a name states: `test_images`, `val2017`, `my-train-captions`."""
-    words = re.split(r"[\W_\d]+", name.lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+    """Return the split that the first such word of a name states."""
+    return next(iter(splits_in(name)), None)

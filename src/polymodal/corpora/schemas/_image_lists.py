@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from polymodal.corpora._types import fields_of, is_binary, is_list, is_string
-from polymodal.corpora.formats._data_files import OF_PIXELS, SPLIT_NAMES
+from polymodal.corpora.formats._data_files import OF_PIXELS, splits_in
 from polymodal.corpora.schemas._columns import element_type
 from polymodal.corpora.schemas._media import holds, kind_of
 from polymodal.corpora.schemas._schema import Found, FoundColumn, View
@@ -90,7 +89,7 @@ def _rank(folder: Path) -> tuple[bool, bool]:
 
 def _is_of_a_test_set(folder: Path) -> bool:
     """Return whether a folder is one such as `test_images`, whose files may be named like those of `train_images`."""
-    return any(SPLIT_NAMES.get(word, "train") != "train" for word in re.split(r"[\W_\d]+", folder.name.lower()))
+    return any(split != "train" for split in splits_in(folder.name))
 
 
 def _has_images(folder: Path) -> bool:

@@ -11,10 +11,11 @@ import numpy as np
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.embeddings import PairedTest, main_language
-from polymodal.evaluation.head_tail import LANGUAGE, MIN_VALUES, is_long_tailed, tag_frequencies, tier_scores
+from polymodal.evaluation.head_tail import LANGUAGE, MIN_VALUES, is_long_tailed, tier_scores
 from polymodal.evaluation.retrieval import chance_recall
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import WITH_TEXT, Task, TaskInputs
+from polymodal.modalities import Category
 
 KS = (1, 10)
 
@@ -22,7 +23,7 @@ KS = (1, 10)
 def head_tail_scores(inputs: TaskInputs) -> list[Score]:
     """Recall at 1 and 10 of text-to-item retrieval, for head and tail of each long-tailed tag, on every test split."""
     corpus, main, scores = inputs.corpus, main_language(inputs.corpus), []
-    tags = {name: counts for name, counts in tag_frequencies(corpus).items() if is_long_tailed(counts)}
+    tags = {name: counts for name, counts in inputs.tag_frequencies.items() if is_long_tailed(counts)}
     for split in inputs.test_splits:
         items = inputs.item_vectors(split)
         spoken = {caption.language for example in items.examples for caption in example["text"]}
@@ -40,8 +41,11 @@ def head_tail_scores(inputs: TaskInputs) -> list[Score]:
 
 
 def _tags_of(corpus: Corpus, rows: np.ndarray, column: str) -> list[str]:
-    names = corpus.columns[column].names  # type: ignore[attr-defined]
-    return ["" if corpus.raw(row, column) is None else names[corpus.value(row, column)] for row in rows.tolist()]
+    modality = corpus.columns[column]
+    assert isinstance(modality, Category)
+    return [
+        "" if value is None else modality.names[modality.decode(value)] for value in corpus.raw_values(rows, column)
+    ]
 
 
 def _scores(name: str, parts: list[tuple[PairedTest, list[str]]], counts: dict[str, int], items: int) -> list[Score]:
@@ -62,9 +66,7 @@ def _scores(name: str, parts: list[tuple[PairedTest, list[str]]], counts: dict[s
 
 def has_long_tail(inputs: TaskInputs) -> bool:
     """Whether a tag of many values has a long tail."""
-    return any(
-        len(counts) >= MIN_VALUES and is_long_tailed(counts) for counts in tag_frequencies(inputs.corpus).values()
-    )
+    return any(len(counts) >= MIN_VALUES and is_long_tailed(counts) for counts in inputs.tag_frequencies.values())
 
 
 task = Task(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -107,7 +107,8 @@ def _grounding_scores(
     method: Any, processor: Processor, examples: list[Example], split: str, test: RegionTest
 ) -> list[Score]:
     pairs = list(zip(test.owner.tolist(), test.phrase.tolist(), strict=True))
-    once = _once(pairs)
+    counts = Counter(pairs)
+    once = np.array([counts[pair] == 1 for pair in pairs])
     if not (isinstance(method, CanDetect) and method.num_queries and once.any()):
         return []
     owner, regions = test.owner[once], [one for one, single in zip(test.regions, once, strict=True) if single]
@@ -124,13 +125,6 @@ def _grounding_scores(
             f"{name}/box_error", (predicted - truth).abs().mean(1).numpy(), owner, higher_is_better=False
         ),
     ]
-
-
-def _once(pairs: list[tuple[int, int]]) -> np.ndarray:
-    counts: dict[tuple[int, int], int] = defaultdict(int)
-    for pair in pairs:
-        counts[pair] += 1
-    return np.array([counts[pair] == 1 for pair in pairs])
 
 
 def _predicted(
