@@ -27,6 +27,10 @@ class MissingModality(UserError):
         self.modality = modality
 
 
+class MemoryExhausted(UserError):
+    """There is not enough memory, which is no fault of the file that was being read."""
+
+
 class UnreadableExample(ValueError):
     """An example that cannot be used; the message says why. Loaders skip, count and name it."""
 
@@ -71,8 +75,34 @@ def nearest_path(path: Path) -> Path | None:
     return None
 
 
-def check_open_files(error: BaseException) -> None:
-    """Raise UserError for an error that says that too many files are open, which is no fault of any of them."""
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of the machine or of a GPU is exhausted.
+
+    torch raises a RuntimeError for the machine's memory and an OutOfMemoryError for a GPU's; a library that finds no
+    room when it is imported is an ImportError.
+    """
+    allocator = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    library = isinstance(error, ImportError) and "failed to map segment" in str(error)
+    of_system = getattr(error, "errno", None) == errno.ENOMEM
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or allocator
+        or library
+        or of_system
+    )
+
+
+def check_resources(error: BaseException) -> None:
+    """Raise UserError for an error that says that memory is exhausted or that too many files are open.
+
+    It is no fault of the file that was being read.
+    """
+    if lacks_memory(error):
+        raise MemoryExhausted(
+            f"There is not enough memory ({one_line(error)}); end other programs, or choose smaller batches "
+            "(--batch-size) or a smaller model (--size); what was saved stays, and resume RUN goes on from there."
+        ) from error
     if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) and TOO_MANY not in str(error):
         return
     try:
@@ -96,7 +126,7 @@ def write_errors(place: Path) -> Iterator[None]:
         of_library = type(error) is Exception or type(error).__name__ == "SafetensorError"
         if not (of_library or isinstance(error, OSError)):
             raise
-        check_open_files(error)
+        check_resources(error)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         raise UserError(f"{place} cannot be written: {why}.") from error
@@ -122,11 +152,13 @@ def read_errors(place: Path, advice: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{place} is missing; {advice}.") from error
     except Exception as error:  # readers raise errors of their own, tokenizers a bare Exception
-        check_open_files(error)
+        if lacks_memory(error):
+            raise MemoryExhausted(f"{place} cannot be read: there is not enough memory ({one_line(error)}).") from error
+        check_resources(error)
         raise UserError(f"{place} is damaged ({one_line(error)}); {advice}.") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return type and message of an error of a library, in a line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message if len(message) <= 120 else message[:117] + '...'}".removesuffix(": ")

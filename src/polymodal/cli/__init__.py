@@ -28,7 +28,7 @@ from polymodal.cli.training import resume, runs, train
 from polymodal.cli.tuning import tune
 from polymodal.cli.using import export, extract, generate, ground, serve
 from polymodal.end_signals import end_signals
-from polymodal.errors import UserError, check_open_files, unknown
+from polymodal.errors import UserError, check_resources, unknown
 
 
 def help_(arguments: Arguments) -> None:
@@ -190,15 +190,15 @@ def _main(arguments: Arguments) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
         print(f"polymodal: {_said_of(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _said_of(error: OSError | RuntimeError) -> str:
+def _said_of(error: Exception) -> str:
     """Return a sentence for an error of the operating system that is no fault of a command. Raises all others."""
     try:
-        check_open_files(error)
+        check_resources(error)
     except UserError as limit:
         return str(limit)
     if isinstance(error, OSError) and error.errno in (*UNWRITABLE, *UNUSABLE):

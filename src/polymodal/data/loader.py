@@ -24,7 +24,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data._grain import grain
 from polymodal.data.batch_order import batch_order
 from polymodal.data.processor import Processor
-from polymodal.errors import TOO_MANY, UnreadableExample, UserError, check_open_files, one_line
+from polymodal.errors import TOO_MANY, UnreadableExample, UserError, check_resources, one_line
 from polymodal.files import raise_open_files
 from polymodal.modalities import Text
 from polymodal.rng import ExampleRNG
@@ -320,7 +320,7 @@ def killed_workers() -> Iterator[None]:
         for worker in multiprocessing.active_children():
             if worker.daemon:  # others may wait for a lock of the killed one, and Python for them when it ends
                 worker.kill()
-        check_open_files(error)
+        check_resources(error)
         raise UserError(
             f"A process that prepares batches has ended ({one_line(error)}), as the system ends one when memory is "
             "short; start the same command again to go on from the last checkpoint, with fewer --num-workers."

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from polymodal.errors import UnreadableExample, check_open_files
+from polymodal.errors import UnreadableExample, check_resources
 from polymodal.files import open_regular
 
 
@@ -56,7 +56,7 @@ def read_file(value: Any, root: Path | None, kind: str) -> Any:
             with open_regular(path) as file:
                 return file.read()
         except (OSError, ValueError) as error:
-            check_open_files(error)
+            check_resources(error)
             reason = getattr(error, "strerror", None) or error
             raise UnreadableExample(f"the {kind} {path} cannot be read: {reason}") from error
     return value

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt8
 
-from polymodal.errors import UnreadableExample, check_open_files, needs
+from polymodal.errors import UnreadableExample, check_resources, needs
 from polymodal.files import open_regular
 from polymodal.modalities.cut_off import cut_off_video
 from polymodal.modalities.modality import bytes_or_path
@@ -71,7 +71,7 @@ class Video:
         except UnreadableExample:
             raise
         except (av.FFmpegError, OSError, TypeError, ValueError) as error:
-            check_open_files(error)
+            check_resources(error)
             reason = getattr(error, "strerror", None) or str(error)
             named = f"video {(self.root or Path()) / stored}" if isinstance(stored, str) else "video"
             raise UnreadableExample(f"the {named} cannot be decoded: {reason}") from error

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
+from polymodal.errors import lacks_memory, one_line
 from polymodal.serving.batching import MicroBatcher
 from polymodal.serving.http_errors import CLIENT_ERRORS, HTTPError, error_response
 from polymodal.serving.index import Index
@@ -146,6 +147,10 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        if lacks_memory(error):
+            log.error("%s failed: not enough memory (%s)", request.url.path, one_line(error))
+            said = "The server has not enough memory for this request; try again in a second, or send less."
+            return HTTPError(503, "no_memory", said, {"Retry-After": "1"}).response()
         log.error("%s failed", request.url.path, exc_info=error)
         return HTTPError(500, "internal", "Something went wrong; the server's log says what.").response()
 

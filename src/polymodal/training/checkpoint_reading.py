@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from polymodal.errors import UserError, one_line, read_errors
+from polymodal.errors import MemoryExhausted, UserError, check_resources, one_line, read_errors
 from polymodal.training.checksums import checksum, checksum_of_text
 from polymodal.training.ema import ExponentialMovingAverage
 from polymodal.training.parallel import World
@@ -45,6 +45,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         loaded, metadata = _tensors(path)
     except Exception as error:  # safetensors has its own errors
+        check_resources(error)
         raise UserError(f"{path} does not hold this run's weights ({one_line(error)}); {advice}.") from error
     if wrong := _differs(loaded, model.state_dict()):
         raise UserError(f"{path} does not hold this run's weights ({wrong}); {advice}.")
@@ -117,6 +118,8 @@ def newest_whole(directory: Path, warn: bool = True) -> tuple[Path, SavedState] 
     for path in reversed(checkpoints(directory)):
         try:
             matched = path, _whole_state(path)
+        except MemoryExhausted:  # an older checkpoint would lose steps, and need as much
+            raise
         except UserError as error:
             damaged.append(str(error))
             continue
