@@ -149,8 +149,8 @@ def _errors(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         if lacks_memory(error):
             log.error("%s failed: not enough memory (%s)", request.url.path, one_line(error))
-            said = "The server has not enough memory for this request; try again in a second, or send less."
-            return HTTPError(503, "no_memory", said, {"Retry-After": "1"}).response()
+            message = "The server has not enough memory for this request; try again in a second, or send less."
+            return HTTPError(503, "no_memory", message, {"Retry-After": "1"}).response()
         log.error("%s failed", request.url.path, exc_info=error)
         return HTTPError(500, "internal", "Something went wrong; the server's log says what.").response()
 
