@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 
 import polymodal as pm
 from polymodal.errors import UserError
-from polymodal.recipes.dual_encoders import clip, clippings
+from polymodal.recipes.dual_encoders import clip, clippings, webli_100b
 from polymodal.recipes.generation import inductive_moment_matching
 from polymodal.recipes.optimization import gradient_harmonization
 from polymodal.training.batch_fit import fitting_batch
@@ -75,6 +76,18 @@ def test_python_fits_the_batch_of_a_name_and_keeps_that_of_an_instance(tmp_path)
     assert run.recipe.batch_size == 12
     with pytest.raises(UserError, match="less than one batch of 48"):
         pm.train(clip.Recipe(batch_size=48), data, "1steps", progress=False)
+
+
+def test_a_batch_fits_what_a_stage_selects(tmp_path):
+    corpus = pm.corpora.from_path(photos(tmp_path, 200))
+    whole, few = webli_100b.Recipe(batch_size=96), webli_100b.Recipe(batch_size=96, unique_fraction=0.2)
+    assert fitting_batch(whole, corpus) == (whole, "")
+    selected = len(few.training_rows(corpus))
+    recipe, changed = fitting_batch(few, corpus)
+    assert 20 <= selected <= 60
+    assert recipe == replace(few, batch_size=recipe.batch_size)
+    assert selected / 4 <= recipe.batch_size <= selected / 2
+    assert f"as the stage 'training' on 'pairs' has only {selected};" in changed
 
 
 def test_one_row_keeps_the_sentence_of_training(tmp_path):
