@@ -59,8 +59,11 @@ def test_a_training_on_few_photographs_says_its_batch(polymodal, tmp_path):
 
 def test_a_comparison_and_a_tuning_fit_their_batches(polymodal, tmp_path):
     data = ("--data", str(photos(tmp_path, 24)))
-    done = polymodal("compare", "clip", "clip --batch-size 8", *data, "--budget", "1steps", "--seeds", "1")
+    given = ("--budget", "2steps", "--seeds", "1", "--validations", "2")
+    done = polymodal("compare", "clip", "clip --batch-size 8", *data, *given)
     assert done.returncode == 0, done.stderr
+    history = (tmp_path / "comparison" / "runs" / "clip" / "seed-0" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history if "validation" in json.loads(line)] == [1, 2]
     assert f"clip: {SAID}" in done.stderr
     assert done.stderr.count("in place of") == 1
     grid = ("--grid", "learning-rate=1e-3,1e-4")

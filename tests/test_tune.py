@@ -320,11 +320,12 @@ def test_a_candidate_that_diverges_is_the_worst(corpus: Corpus, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
 def test_a_candidate_that_does_not_fit_into_the_memory_is_not_called_diverged(
-    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception], corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = scales(60, 40, 20)
-    full = Diverging("60", error=torch.OutOfMemoryError("Tried to allocate 2 GiB.\nMore."))
+    full = Diverging("60", error=kind("Tried to allocate 2 GiB.\nMore."))
     found = tuned(tmp_path / "out", corpus, 30, grid, validate=quality_of_scale, display=full)
     assert found.record["candidates"][0]["result"] == "out of memory"
     assert found.record["candidates"][0]["rungs"][0]["reason"] == "Tried to allocate 2 GiB."

@@ -222,6 +222,7 @@ def compare(
     steps: Mapping[str, int] | None = None,
     budget_fractions: Mapping[str, float] = MappingProxyType({}),
     size: Size | None = None,
+    validations: int = VALIDATIONS,
 ) -> ComparisonResult:
     """Train and score recipes fairly: `pm.compare(["clip", "siglip"], pm.corpora.emoji(), "25s")`.
 
@@ -241,7 +242,9 @@ def compare(
         named = [replace(arm, recipe=sized(arm.recipe, choice.size)) for arm in named]
     each = zip(given, named, strict=True)
     named = [replace(arm, recipe=_with_fitting_batch(one, arm.recipe, corpus)) for one, arm in each]
-    return compare_arms(named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions)
+    return compare_arms(
+        named, corpus, amount, seeds, out, display, start, jobs, trust_code, steps, budget_fractions, validations
+    )
 
 
 def tune(

@@ -57,6 +57,8 @@ class CompareOptions(RunOptions, JobOptions):
     same weights; in place of --budget."""
     seeds: PositiveInt = 3
     """Number of paired seeds. One gives no ranking, and fewer than three give no verdict."""
+    validations: NonNegativeInt = 8
+    """Number of validations of each run, evenly over the budget, for the curves of the report; 0: none."""
     family: str | None = None
     """Family whose recipes are compared, besides the named ones: all that train on the data, with a note on each of the
     others about what the data lack. `polymodal list` shows the families."""
@@ -112,6 +114,7 @@ def compare(arguments: Arguments) -> None:
         jobs=options.jobs,
         trust_code=options.trust_code,
         steps=steps,
+        validations=options.validations,
     )
     tables = table_console()
     print("\n" + textwrap.fill(comparison_verdict(comparison), min(tables.width, 120), break_on_hyphens=False) + "\n")

@@ -37,6 +37,7 @@ from polymodal.training.recipe_file import user_file
 from polymodal.training.recipe_record import recipe_record
 from polymodal.training.run import write_json, write_text
 from polymodal.training.trainer import command_line
+from polymodal.training.validation import VALIDATIONS
 from polymodal.types import Budget
 
 SCORES, RESULTS, REPORT = "scores.json", "results.json", "report.html"
@@ -80,6 +81,7 @@ def compare(
     trust_code: bool = False,
     steps: Mapping[str, int] | None = None,
     budget_fractions: Mapping[str, float] = MappingProxyType({}),
+    validations: int = VALIDATIONS,
 ) -> ComparisonResult:
     """Train and score every arm at every seed; finished runs in `out` are not run again.
 
@@ -91,7 +93,8 @@ def compare(
     next of several GPUs; needs `out`, and a corpus that its `choices` open again.
     trust_code: of finished runs in `out`, see `load_run`.
     steps: of each arm by its label, in place of those that the budget would give (`timing.recorded_steps`).
-    budget_fractions: of the budget, for arms that train for less of it, by label.
+    budget_fractions: of the budget, for arms that train for less of it, by label. validations: of each run, evenly over
+    its budget; they change no result, and their time does not count.
     Raises UserError for fewer than one arm, two arms of the same name, or a folder that holds other runs.
     """
     named = _named_arms(arms)
@@ -103,7 +106,7 @@ def compare(
         raise UserError("--jobs is at least 1.")
     if jobs > 1 and directory is None:
         raise UserError("Several jobs need a folder for their runs; give out.")
-    plan = _Plan(named, {}, start, directory, trust_code, dict(budget_fractions))
+    plan = _Plan(named, {}, start, directory, trust_code, dict(budget_fractions), validations)
     display = display or Display([START] * (start is not None) + [arm.label for arm in named], every, budget)
     trials, starts = [], []
     with display, tempfile.TemporaryDirectory() as unkept:
@@ -170,6 +173,7 @@ class _Plan:
     directory: Path | None
     trust_code: bool = False
     budget_fractions: Mapping[str, float] = field(default_factory=dict)
+    validations: int = VALIDATIONS
 
     def in_steps(
         self,
@@ -237,7 +241,6 @@ class _Plan:
         begin: _Beginning,
         watcher: ProgressReporter,
         folder: Path | None,
-        validations: int = 8,
     ) -> Run:
         """Train an arm on what the arms have in common, with the comparison's corpus for validation."""
         return train(
@@ -250,7 +253,7 @@ class _Plan:
             weights_like=begin.weights,
             tokenizer=begin.tokenizer,
             validate=validation(corpus),
-            validations=validations,
+            validations=self.validations,
             on_step=watcher.on_step(arm.label, seed),
             trust_code=self.trust_code,
         )

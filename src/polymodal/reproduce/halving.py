@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.errors import UserError, check_writable
+from polymodal.errors import UserError, check_writable, lacks_memory
 from polymodal.evaluation import Score, validation
 from polymodal.reproduce.halving_display import HalvingDisplay
 from polymodal.reproduce.halving_plan import Candidate, candidates_of, rung_sizes, with_steps
@@ -226,7 +225,9 @@ class _Halving:
             raise Interrupted("Stopped and saved; the same command goes on where it was.") from stopped
         except NonFiniteTraining as error:
             failure, reason = DIVERGED, str(error)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
             failure, reason = OUT_OF_MEMORY, str(error).partition("\n")[0]
         history = read_history(folder) if folder.exists() else []
         seconds = history[-1]["seconds"] if history else 0.0

@@ -62,7 +62,7 @@ def tune(
         raise UserError(f"Tuning needs a validation split, which '{corpus.name}' has not.")
     display = Display([arm.label for arm in tuned_arms] + [START] * (start is not None), [SEED], budget)
     with display:
-        plan = _Plan(tuned_arms, {}, start, out, trust_code, claim.budget_fractions)
+        plan = _Plan(tuned_arms, {}, start, out, trust_code, claim.budget_fractions, validations=1)
         plan = plan.in_steps(corpus, budget, [SEED], display, out, jobs=1, given=None)
         with _resumable(out):
             begin = plan.beginning(corpus, SEED, display, out)
@@ -75,7 +75,7 @@ def tune(
             with display, _resumable(out):
                 folder = out / arm.folder / f"{number}"
                 tuned = _with_values(arm, values)
-                run = plan.trained(tuned, corpus, SEED, begin, display, folder, validations=1)
+                run = plan.trained(tuned, corpus, SEED, begin, display, folder)
             looks = [entry["validation"] for entry in run.history if "validation" in entry]
             kinds |= run.record.get("metrics", {})
             tried[arm.label].append({"values": values, "validation": looks[-1] if looks else {}})
