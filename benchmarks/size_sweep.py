@@ -1,8 +1,8 @@
 """Does the best learning rate move with the width as the rule of sizes says?
 
-    python benchmarks/size_sweep.py
+    python benchmarks/size_sweep.py [--corpus scenes]
 
-`clip` with two blocks in both encoders, on `emoji` at 32 px, at three widths. Learning rates are multiples of the
+`clip` with two blocks in both encoders, on `emoji` or another `--corpus` at 32 px, at three widths. Learning rates are multiples of the
 rule's: that of the defaults times (default width / width). Printed is the loss (mean of the last steps, over seeds) for
 each multiple. The rule holds where the lowest loss of every width is at about the same multiple.
 """
@@ -50,13 +50,14 @@ def loss_of(recipe: clip.Recipe, corpus: pm.corpora.Corpus, steps: int, seeds: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", default="emoji")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--multiples", type=float, nargs="+", default=MULTIPLES)
     options = parser.parse_args()
-    corpus, rate = pm.corpora.emoji(), DEFAULT.optimizer.learning_rate
+    corpus, rate = pm.corpora.load_corpus(options.corpus), DEFAULT.optimizer.learning_rate
     print("| width | learning rate by the rule | " + " | ".join(f"x {one:g}" for one in options.multiples) + " |")
     print("|---|---|" + "---|" * len(options.multiples))
     for width in options.widths:
