@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "polymodal"
@@ -145,13 +147,23 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """A page without the blank space between elements, most of its size; code and scripts stay as they are."""
     if page.file.src_uri.startswith("reference/"):  # colors of signatures would be half of these pages
         output = re.sub(r'<span class="\w{1,3}">([^<]*)</span>', r"\1", output)
+        output = output.replace(' title="Permanent link"', "").replace('<span class="md-ellipsis">', "<span>")
     parts = KEPT.split(output)
     return "".join(part if KEPT.fullmatch(part) else re.sub(r"\s*\n\s*", "\n", part) for part in parts)
 
 
 def on_post_build(config: Any) -> None:
-    """Leave out what no page loads: source maps, and stemmers of other languages than the site's."""
+    """Leave out what no page loads: source maps, and stemmers of other languages than the site's; images are smaller
+    with a palette of 256 colors."""
     site = Path(config.site_dir)
+    for file in site.rglob("*.png"):
+        packed = io.BytesIO()
+        with Image.open(file) as image:
+            if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                continue  # transparent
+            image.convert("RGB").quantize(256).save(packed, "PNG", optimize=True)
+        if len(packed.getvalue()) < file.stat().st_size:
+            file.write_bytes(packed.getvalue())
     for file in [*site.rglob("*.map"), *site.glob("sitemap.xml*")]:
         file.unlink()
     shutil.rmtree(site / "assets" / "javascripts" / "lunr", ignore_errors=True)
