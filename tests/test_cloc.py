@@ -1,7 +1,9 @@
 """CLOC: losses with and without regions, boxes that follow flips, and the ablations."""
 
 import dataclasses
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -100,6 +102,24 @@ def test_boxes_follow_a_flip(corpus: Corpus) -> None:
     torch.testing.assert_close(y, torch.stack([1 - x[:, 2], x[:, 1], 1 - x[:, 0], x[:, 3]], 1))
     with pytest.raises(UserError, match="no random crop"):
         dataclasses.replace(recipe, augmentation=WEAK)
+
+
+def with_regions(corpus: Corpus, regions: list[Any]) -> Corpus:
+    place = corpus.table.schema.get_field_index("regions")
+    field = corpus.table.schema.field(place)
+    return dataclasses.replace(corpus, table=corpus.table.set_column(place, field, pa.array(regions, field.type)))
+
+
+def test_regions_without_a_usable_one_are_refused(corpus: Corpus) -> None:
+    whole = corpus.table.column("regions").to_pylist()
+    for kept in ([], None, [{"name": " ", "box": [0, 0, 9, 9]}], [{"name": "dot", "box": [900, 0, 990, 9]}]):
+        recipe = cloc.Recipe.tiny()
+        none = [kept if row in corpus.rows("train") else regions for row, regions in enumerate(whole)]
+        with pytest.raises(UserError, match=r"No training row of .* has a region with a name and a box"):
+            fit_processor(recipe, with_regions(corpus, none))
+        fit_processor(dataclasses.replace(recipe, region_weight=0.0), with_regions(corpus, none))
+        none[int(corpus.rows("train")[-1])] = whole[0]  # one is enough
+        fit_processor(recipe, with_regions(corpus, none))
 
 
 def test_the_prompter_is_light_and_ablations_are_smaller(corpus: Corpus) -> None:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.regions import RegionPhrasesColumn
+from polymodal.data.columns.regions import RegionPhrasesColumn, check_phrases
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.encoders.image import ImageEncoderConfig
@@ -198,13 +198,15 @@ class Recipe(DualEncoderRecipe):
         return {**super().columns(), "image": image, **regions}
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """Raise UserError: there are no regions to learn from."""
+        """Raise UserError: there is no usable region to learn from."""
         if self.region_weight and not corpus.has_modality(Regions):
             message = (
                 f"The corpus '{corpus.name}' has no regions: cloc learns from boxes with phrases beside captions, such "
                 "as instances_*.json of COCO, or a column of lists of {name, box}; clip needs captions alone."
             )
             raise MissingModality(message + corpus.hint, "regions")
+        if self.region_weight:
+            check_phrases(corpus)
         return [corpus]
 
     def build(self, processor: Processor) -> CLOC:
