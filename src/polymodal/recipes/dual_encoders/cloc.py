@@ -47,7 +47,7 @@ from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import MissingModality, UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.layers.projection_head import LinearProjection, ProjectionHead
-from polymodal.layers.prompter import Prompter
+from polymodal.layers.prompter import Prompter, PrompterPoolType
 from polymodal.layers.roi_align import roi_align
 from polymodal.modalities import Regions
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, may_flip
@@ -86,7 +86,8 @@ class CLOC(DualEncoder):
         grounds, learns = recipe.region_weight * recipe.grounding_weight > 0, recipe.region_weight > 0
         self.num_queries = int(grounds)
         if learns and (grounds or recipe.pooling == "prompter"):
-            self.prompter = Prompter(width, recipe.embed_dim, recipe.image.image_size // recipe.image.patch_size)
+            grid = recipe.image.image_size // recipe.image.patch_size
+            self.prompter = Prompter(width, recipe.embed_dim, grid, recipe.prompter_pool_type)
         if learns:
             self.region_projection = LinearProjection(width, recipe.embed_dim)
         if grounds:
@@ -173,6 +174,9 @@ class Recipe(DualEncoderRecipe):
     """M: regions of an image in a step, sampled at random (section 3.2)."""
     pooling: Literal["prompter", "roi"] = "prompter"
     """What makes a region of image tokens: the Prompter, or RoI pooling, the paper's ablation."""
+    prompter_pool_type: PrompterPoolType = "avg"
+    """Outputs of the Prompter that are averaged: avg, all, as in the paper, or prompt, those at the prompt alone, with
+    which small runs learn boxes sooner."""
     region_weight: NonNegativeFloat = 1.0
     """Factor of lambda, which is the fraction of images with regions; 0 is CLIP."""
     grounding_weight: NonNegativeFloat = 1.0
