@@ -13,15 +13,15 @@ Terms: L_CLIP = losses.clip, L_CLOC = losses.cloc, L_grounding = losses.groundin
 conflict filter = text_filter, lambda = CLOC.contrastive_losses, VESL = curation.vesl.
 
 Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; texts are
-not lowercased; a box is one prompt token, the mean of the sinusoids of its corners (in the paper a token for each, with
-which small runs find boxes later), and the embedding of a prompt is the output at its token (in the paper the mean of
-all outputs of the Prompter, appendix B.1); image tokens get their positions once more in the Prompter, by the same
-sinusoids; with `--pooling roi`, box regression still trains a Prompter, unless `--grounding-weight 0`. VESL's phrases
-have no determiner, and are found by a lexicon and a list of generic words of our own, not a trained part-of-speech
-tagger; it has no command: `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))` from Python.
-Ferret and LLaVA on the encoder are left out, as `mono_internvl` has no place for another one. The conflict filter has a
-shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99` leaves out
-equal phrases alone.
+not lowercased; with `--pooling roi`, box regression still trains a Prompter, unless `--grounding-weight 0`. The mean of
+all outputs of the Prompter (appendix B.1) has few that depend on the prompt, so that small runs learn what an image
+shows long before what a box shows; `--prompter-pool-type prompt`, our own, averages the outputs at the prompt alone,
+with a box as one token, the mean of the sinusoids of its corners, and with the positions of image tokens once more.
+VESL's phrases have no determiner, and are found by a lexicon and a list of generic words of our own, not a trained
+part-of-speech tagger; it has no command: `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`
+from Python. Ferret and LLaVA on the encoder are left out, as `mono_internvl` has no place for another one. The conflict
+filter has a shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99`
+leaves out equal phrases alone.
 """
 
 from __future__ import annotations
