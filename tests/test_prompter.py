@@ -90,6 +90,7 @@ def test_a_box_of_one_token_is_nearest_to_the_positions_of_its_center() -> None:
     prompter = Prompter(64, 8, 10, "prompt")
     prompts = prompter.box_prompts(boxes)
     assert prompts.shape == (3, 1, 64)
+    assert prompter.positions is not None
     nearest = (prompts[:, 0] @ prompter.positions.T).argmax(1)
     center = torch.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], dim=1)
     found = torch.stack([nearest % 10 + 0.5, nearest // 10 + 0.5], dim=1) / 10

@@ -26,6 +26,8 @@ class Prompter(nn.Module):
     once more, by the same sinusoids, so that a query finds the tokens of its box.
     """
 
+    positions: Tensor | None
+
     def __init__(self, width: int, text_dim: int, grid: int, pool_type: PrompterPoolType = "avg"):
         """Build the layer. width: of image tokens, a multiple of 4. text_dim: of text embeddings. grid: patches along a
         side."""
