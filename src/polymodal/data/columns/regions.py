@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, PassThroughColumn
-from polymodal.errors import UnreadableExample, UserError
+from polymodal.errors import MissingModality, UnreadableExample, UserError
 from polymodal.modalities import Image, Regions
 from polymodal.modalities.region import Region
 
@@ -66,8 +66,17 @@ class RegionPhrasesColumn(PassThroughColumn):
         return torch.tensor(boxes).reshape(-1, 4)
 
 
-def check_phrases(corpus: Corpus) -> None:
-    """Raise UserError where no row of the training split has a region that `RegionPhrasesColumn` keeps."""
+def check_phrases(corpus: Corpus, why: str) -> None:
+    """Raise UserError where no row of the training split has a region that `RegionPhrasesColumn` keeps.
+
+    why: who needs one, for the message about a corpus without regions, which is MissingModality.
+    """
+    if not corpus.has_modality(Regions):
+        message = (
+            f"The corpus '{corpus.name}' has no regions, such as instances_*.json of COCO, or a column of lists of "
+            f"{{name, box}}: {why}."
+        )
+        raise MissingModality(message + corpus.hint, "regions")
     column = RegionPhrasesColumn()
     for row in corpus.rows("train").tolist():
         with contextlib.suppress(UnreadableExample):

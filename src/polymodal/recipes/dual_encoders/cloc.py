@@ -44,12 +44,11 @@ from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import clip
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.errors import MissingModality, UserError
+from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.layers.projection_head import LinearProjection, ProjectionHead
 from polymodal.layers.prompter import Prompter, PrompterPoolType
 from polymodal.layers.roi_align import roi_align
-from polymodal.modalities import Regions
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, may_flip
 from polymodal.modalities.text import Caption, Tokens
 from polymodal.objectives.contrastive import info_nce
@@ -203,14 +202,8 @@ class Recipe(DualEncoderRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise UserError: there is no usable region to learn from."""
-        if self.region_weight and not corpus.has_modality(Regions):
-            message = (
-                f"The corpus '{corpus.name}' has no regions: cloc learns from boxes with phrases beside captions, such "
-                "as instances_*.json of COCO, or a column of lists of {name, box}; clip needs captions alone."
-            )
-            raise MissingModality(message + corpus.hint, "regions")
         if self.region_weight:
-            check_phrases(corpus)
+            check_phrases(corpus, "cloc learns from boxes with phrases beside captions; clip needs captions alone")
         return [corpus]
 
     def build(self, processor: Processor) -> CLOC:
