@@ -1,7 +1,9 @@
 """CLOC: losses with and without regions, boxes that follow flips, and the ablations."""
 
 import dataclasses
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from polymodal.data.processor import fit_processor
 from polymodal.encoders.presets import clip as clip_towers
 from polymodal.errors import UserError
 from polymodal.evaluation.tasks.region_retrieval import region_text_scores
+from polymodal.layers.prompter import PrompterPoolType
 from polymodal.modalities.image_augmentation import WEAK
 from polymodal.objectives.region_contrastive import region_text_contrastive
 from polymodal.recipes.dual_encoders import clip, cloc
@@ -65,9 +68,10 @@ def test_losses_without_regions_are_those_of_clip_and_lambda_is_their_fraction(c
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.image_encoder.patch_embedding.parameters())
 
 
-def test_a_predicted_box_has_its_corners_in_order(corpus: Corpus) -> None:
+@pytest.mark.parametrize("pool_type", ["avg", "prompt"])
+def test_a_predicted_box_has_its_corners_in_order(corpus: Corpus, pool_type: PrompterPoolType) -> None:
     processor = fit_processor(cloc.Recipe.tiny(), corpus)
-    model = cloc.Recipe.tiny().build(processor).eval()
+    model = dataclasses.replace(cloc.Recipe.tiny(), prompter_pool_type=pool_type).build(processor).eval()
     with torch.no_grad():
         model.box_head[-1].weight.zero_()
         model.box_head[-1].bias.copy_(torch.tensor([0.7, 0.2, 0.3, 1.4]))
@@ -82,6 +86,7 @@ def test_the_published_encoders_are_those_of_clip() -> None:
     assert paper.image == towers.image
     assert paper.text == dataclasses.replace(towers.text, vocab_size=32_000)
     assert paper.text.causal
+    assert paper.prompter_pool_type == "avg"
     with pytest.raises(UserError, match=r"image\.width 66 is to be a multiple of 4"):
         dataclasses.replace(cloc.Recipe.tiny(), image=dataclasses.replace(cloc.Recipe.tiny().image, width=66))
 
@@ -100,6 +105,24 @@ def test_boxes_follow_a_flip(corpus: Corpus) -> None:
     torch.testing.assert_close(y, torch.stack([1 - x[:, 2], x[:, 1], 1 - x[:, 0], x[:, 3]], 1))
     with pytest.raises(UserError, match="no random crop"):
         dataclasses.replace(recipe, augmentation=WEAK)
+
+
+def with_regions(corpus: Corpus, regions: list[Any]) -> Corpus:
+    place = corpus.table.schema.get_field_index("regions")
+    field = corpus.table.schema.field(place)
+    return dataclasses.replace(corpus, table=corpus.table.set_column(place, field, pa.array(regions, field.type)))
+
+
+def test_regions_without_a_usable_one_are_refused(corpus: Corpus) -> None:
+    whole = corpus.table.column("regions").to_pylist()
+    for kept in ([], None, [{"name": " ", "box": [0, 0, 9, 9]}], [{"name": "dot", "box": [900, 0, 990, 9]}]):
+        recipe = cloc.Recipe.tiny()
+        none = [kept if row in corpus.rows("train") else regions for row, regions in enumerate(whole)]
+        with pytest.raises(UserError, match=r"No training row of .* has a region with a name and a box"):
+            fit_processor(recipe, with_regions(corpus, none))
+        fit_processor(dataclasses.replace(recipe, region_weight=0.0), with_regions(corpus, none))
+        none[int(corpus.rows("train")[-1])] = whole[0]  # one is enough
+        fit_processor(recipe, with_regions(corpus, none))
 
 
 def test_the_prompter_is_light_and_ablations_are_smaller(corpus: Corpus) -> None:

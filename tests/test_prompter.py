@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from polymodal.data.columns.regions import PhraseBox
 from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.layers.positions import sine_points
-from polymodal.layers.prompter import Prompter
+from polymodal.layers.prompter import Prompter, PrompterPoolType
 from polymodal.objectives.region_contrastive import region_text_contrastive
 from polymodal.rng import ExampleRNG
 
@@ -55,26 +55,43 @@ def test_the_filter_has_no_gradient_but_what_it_leaves_has() -> None:
     torch.testing.assert_close(gradients[1], gradients[2])
 
 
-def test_each_prompt_is_a_sequence_of_its_own_with_its_image() -> None:
+@pytest.mark.parametrize("pool_type", ["avg", "prompt"])
+def test_each_prompt_is_a_sequence_of_its_own_with_its_image(pool_type: PrompterPoolType) -> None:
     torch.manual_seed(0)
-    prompter, tokens = Prompter(16, 8, 3), torch.randn(3, 9, 16)
-    prompts = prompter.text_prompts(torch.randn(3, 2, 8))
-    together = prompter(prompts, tokens)
+    prompter, tokens = Prompter(16, 8, 3, pool_type), torch.randn(3, 9, 16)
+    corners = torch.rand(3, 2, 2, 2).sort(dim=2).values.flatten(2)
     block = prompter.transformer.blocks[0]
-    for image in range(3):
-        for number in range(2):
-            sequence = torch.cat([prompts[image, number][None], tokens[image] + prompter.positions])
-            query, key, value = block.attention.qkv(block.norm1(sequence)).chunk(3, -1)
-            attended = (query[:1] @ key.T / 4).softmax(-1) @ value
-            x = sequence[:1] + block.attention.out(attended)
-            x = prompter.norm_post(x + block.fc2(F.gelu(block.fc1(block.norm2(x)))))
-            torch.testing.assert_close(together[image, number], x[0])
+    center = (torch.arange(3) + 0.5) / 3
+    positions = sine_points(torch.stack([center.repeat(3), center.repeat_interleave(3)], dim=-1), 16, 3)
+    for prompts in (prompter.box_prompts(corners), prompter.text_prompts(torch.randn(3, 2, 8))):
+        together = prompter(prompts, tokens)
+        for image in range(3):
+            for number in range(2):
+                place = tokens[image] + (positions if pool_type == "prompt" else 0)
+                sequence = torch.cat([prompts[image, number], place])
+                query, key, value = block.attention.qkv(block.norm1(sequence)).chunk(3, -1)
+                x = sequence + block.attention.out((query @ key.T / 4).softmax(-1) @ value)
+                x = prompter.norm_post(x + block.fc2(F.gelu(block.fc1(block.norm2(x)))))
+                read = x if pool_type == "avg" else x[: len(prompts[image, number])]
+                torch.testing.assert_close(together[image, number], read.mean(0))
 
 
-def test_a_box_is_nearest_to_the_positions_of_its_center() -> None:
+def test_a_box_is_a_token_for_each_corner() -> None:
+    boxes = torch.tensor([[[0.05, 0.5, 0.45, 0.9], [0.5, 0.05, 0.9, 0.45]]])
+    prompts = Prompter(64, 8, 10).box_prompts(boxes)
+    assert prompts.shape == (1, 2, 2, 64)
+    for number, box in enumerate(boxes[0]):
+        torch.testing.assert_close(prompts[0, number, 0], sine_points(box[:2], 64, 10))
+        torch.testing.assert_close(prompts[0, number, 1], sine_points(box[2:], 64, 10))
+
+
+def test_a_box_of_one_token_is_nearest_to_the_positions_of_its_center() -> None:
     boxes = torch.tensor([[0.05, 0.5, 0.45, 0.9], [0.5, 0.05, 0.9, 0.45], [0.3, 0.3, 0.7, 0.7]])
-    prompter = Prompter(64, 8, 10)
-    nearest = (prompter.box_prompts(boxes) @ prompter.positions.T).argmax(1)
+    prompter = Prompter(64, 8, 10, "prompt")
+    prompts = prompter.box_prompts(boxes)
+    assert prompts.shape == (3, 1, 64)
+    assert prompter.positions is not None
+    nearest = (prompts[:, 0] @ prompter.positions.T).argmax(1)
     center = torch.stack([(boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], dim=1)
     found = torch.stack([nearest % 10 + 0.5, nearest // 10 + 0.5], dim=1) / 10
     assert (found - center).abs().max() < 0.15

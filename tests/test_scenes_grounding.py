@@ -1,14 +1,22 @@
 """The scores of where: a method that knows every patch gets everything, one that knows nothing gets chance."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image as PILImage
 from torch import nn
 from torch.nn import functional as F
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
-from polymodal.evaluation.tasks.grounding import grounding_scores
+from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.tasks.grounding import grounding_scores, plot
+from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders import clip
 
 
@@ -65,3 +73,41 @@ def test_grounding_scores_of_an_oracle_and_of_noise(few_scenes, knows):
         assert region.value < 0.1
     assert len(overlap.clusters) == 60
     assert not np.isnan(overlap.clusters).any()
+
+
+def annotated(corpus: Corpus, regions: list[Any], masks: list[bytes | None]) -> Corpus:
+    """The first test rows of a corpus with other regions and masks."""
+    table = corpus.table.take(corpus.rows("test")[: len(regions)])
+    for name, values in (("regions", regions), ("mask", masks)):
+        place = table.column_names.index(name)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.array(values, field.type))
+    return dataclasses.replace(corpus, table=table, splits={"train": np.arange(0), "test": np.arange(len(regions))})
+
+
+def test_rows_without_an_object_in_their_mask_are_left_out(few_scenes):
+    processor = fit_processor(clip.Recipe(), few_scenes)
+    rows = few_scenes.rows("test")[:6]
+    regions = [few_scenes.raw(row, "regions") for row in rows]
+    masks = [few_scenes.raw(row, "mask") for row in rows]
+    outside = {"name": "outside", "box": [0, 0, 1, 1]}  # an object without a pixel
+    regions[1], regions[2] = [], None
+    regions[3] = [regions[3][0] | {"name": None}, *regions[3][1:], outside]
+    masks[4], masks[5] = None, encoded(PILImage.new("L", (96, 96)))
+    sparse = annotated(few_scenes, regions, masks)
+    torch.manual_seed(0)
+    method = clip.Recipe().build(processor)
+    found = grounding_scores(method, processor, Reader(sparse, processor), "test")
+    scores = {score.name: score for score in found}
+    # Of rows 0 and 3, of which the second has one object less.
+    assert len(scores["test/segmentation/mIoU"].clusters) == len(scores["test/pointing_game/accuracy"].clusters) == 2
+    names = {region["name"] for region in [*regions[0], *regions[3][1:-1]]}
+    assert len(scores["test/phrase_grounding/R@1"].clusters) == len(names)
+    assert all(np.isfinite(score.clusters).all() for score in found)
+    shown = plot(TaskInputs(method, processor, Reader(sparse, processor))).rows
+    assert {len(row) for row in shown} == {4}  # image, mask, prediction, names
+    for kept in ([1], [2, 4]):
+        none = annotated(few_scenes, [regions[row] for row in kept], [masks[row] for row in kept])
+        reader = Reader(none, processor)
+        assert grounding_scores(method, processor, reader, "test") == []
+        assert [len(row) for row in plot(TaskInputs(method, processor, reader)).rows] == [1]

@@ -66,6 +66,7 @@ _tiny = mono_internvl.Recipe.tiny()
 CAPTIONER = replace(
     _tiny, batch_size=16, freeze_llm=False, language_model=replace(_tiny.language_model, width=48, depth=2, mlp_dim=96)
 )
+LOCALIZER = replace(cloc.claim.treatment, prompter_pool_type="prompt", grounding_weight=1.0)
 EXAMPLES = (
     Example("siglip", "emoji", ("cross_modal_retrieval",), 100),
     Example(
@@ -83,7 +84,7 @@ EXAMPLES = (
     Example("alpro", "synthetic", ("answer_classification",), 75, start=alpro.Recipe.tiny()),
     Example("mono_internvl", "synthetic", ("vqa_captioning",), 75, start=CAPTIONER),
     Example("sparc", "scenes", ("grounding",), 120),
-    Example("cloc", "scenes", ("region_retrieval",), 180, start=cloc.claim.treatment),
+    Example("cloc", "scenes", ("region_retrieval",), 180, start=LOCALIZER),
     Example("uniqa", "rated_images", ("score_prediction",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
 )

@@ -97,6 +97,8 @@ def noun_phrases(caption: str, tag: Tagger, max_phrases: int = MAX_PHRASES) -> l
     """Return the different noun phrases of a caption: an optional determiner, adjectives, then nouns.
 
     In lower case, without generic words of web pages, and without determiners, so that equal things have equal phrases.
+    Words stay as written, and nouns of any kind count: a detector decides what an image shows. Metrics need physical
+    objects in the singular (`evaluation.object_parser`).
     """
     phrases: dict[str, None] = {}
     # Punctuation ends a phrase.

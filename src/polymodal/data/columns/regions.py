@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.column import Column, PassThroughColumn
+from polymodal.errors import MissingModality, UnreadableExample, UserError
 from polymodal.modalities import Image, Regions
 from polymodal.modalities.region import Region
 
@@ -47,9 +49,12 @@ class RegionPhrasesColumn(PassThroughColumn):
     reads = (Regions,)
 
     def load(self, corpus: Corpus, row: int) -> list[PhraseBox]:
+        given = super().load(corpus, row)
+        if not given:
+            return []
         width, height = corpus.value(row, corpus.column_with(Image)).size
         regions = []
-        for region in super().load(corpus, row):
+        for region in given:
             left, top, right, bottom = (
                 min(max(edge / side, 0.0), 1.0) for edge, side in zip(region.box, (width, height) * 2, strict=True)
             )
@@ -59,6 +64,28 @@ class RegionPhrasesColumn(PassThroughColumn):
 
     def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
         return torch.tensor(boxes).reshape(-1, 4)
+
+
+def check_phrases(corpus: Corpus, why: str) -> None:
+    """Raise UserError where no row of the training split has a region that `RegionPhrasesColumn` keeps.
+
+    why: who needs one, for the message about a corpus without regions, which is MissingModality.
+    """
+    if not corpus.has_modality(Regions):
+        message = (
+            f"The corpus '{corpus.name}' has no regions, such as instances_*.json of COCO, or a column of lists of "
+            f"{{name, box}}: {why}."
+        )
+        raise MissingModality(message + corpus.hint, "regions")
+    column = RegionPhrasesColumn()
+    for row in corpus.rows("train").tolist():
+        with contextlib.suppress(UnreadableExample):
+            if column.load(corpus, row):
+                return
+    raise UserError(
+        f"No training row of '{corpus.name}' has a region with a name and a box within its image: `regions` are lists "
+        'of {"name": "red cup", "box": [left, top, right, bottom]} in pixels.'
+    )
 
 
 @dataclass(frozen=True)

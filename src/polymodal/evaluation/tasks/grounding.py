@@ -12,8 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.errors import UnreadableExample
 from polymodal.evaluation.panels import EXAMPLES, Panel, Panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
 from polymodal.evaluation.statistics import MetricKind, Score
@@ -55,12 +57,16 @@ def grounding_scores(method: nn.Module, processor: Processor, reader: Reader, sp
     patch.
     phrase_grounding: retrieval of boxes by names, among all boxes of the split. A box's vector is the mean over
     its patches.
+    Images without a named object in their mask are left out; without any image, there are no scores.
     """
-    corpus = reader.corpus
-    rows, examples = reader.read_all(corpus.rows(split))
-    patches = _patch_vectors(method, processor, [example["image"] for example in examples])
-    regions = [corpus.value(row, corpus.column_with(Regions)) for row in rows]
-    truths = [corpus.value(row, corpus.column_with(Mask)) for row in rows]
+    rows, examples = reader.read_all(reader.corpus.rows(split))
+    annotated = [_objects(reader.corpus, row) for row in rows.tolist()]
+    images = [example["image"] for example, one in zip(examples, annotated, strict=True) if one]
+    if not images:
+        return []
+    patches = _patch_vectors(method, processor, images)
+    regions = [one[0] for one in annotated if one]
+    truths = [one[1] for one in annotated if one]
     names = sorted({region.name for of_image_regions in regions for region in of_image_regions})
     vectors = dict(zip(names, embed(method, processor, text=names)["text"], strict=True))
     values = np.array(
@@ -75,6 +81,21 @@ def grounding_scores(method: nn.Module, processor: Processor, reader: Reader, sp
         Score(f"{split}/pointing_game/accuracy", pointing, float(pointing_chance.mean())),
         *_phrase_grounding(split, patches, regions, truths, vectors),
     ]
+
+
+def _objects(corpus: Corpus, row: int) -> tuple[list[Region], np.ndarray] | None:
+    """Return the named objects of an image that its mask has, and the mask, in which they are numbered from 1.
+
+    None where there is no object, or regions or mask are missing or damaged.
+    """
+    try:
+        regions, mask = (corpus.value(row, corpus.column_with(kind)) for kind in (Regions, Mask))
+    except UnreadableExample:
+        return None
+    kept = [number for number, one in enumerate(regions, 1) if one.name and (mask == number).any()]
+    numbers = np.zeros(256, dtype=mask.dtype)
+    numbers[kept] = np.arange(1, len(kept) + 1)
+    return ([regions[number - 1] for number in kept], numbers[mask]) if kept else None
 
 
 @torch.no_grad()
@@ -146,11 +167,12 @@ def plot(inputs: TaskInputs) -> Panels:
     """Images, the masks of their objects, and the name that is most similar at every pixel of an object."""
     corpus = inputs.corpus
     rows, examples = inputs.test_examples(EXAMPLES)
-    images = [example["image"] for example in examples]
-    patches = _patch_vectors(inputs.method, inputs.processor, images)
+    patches = _patch_vectors(inputs.method, inputs.processor, [example["image"] for example in examples])
     lines = []
     for row, vectors in zip(rows.tolist(), patches, strict=True):
-        regions, truth = (corpus.value(row, corpus.column_with(kind)) for kind in (Regions, Mask))
+        regions, truth = _objects(corpus, row) or ([], np.zeros((1, 1), dtype=np.uint8))
+        if not regions:
+            continue
         names = list(dict.fromkeys(region.name for region in regions))
         texts = embed(inputs.method, inputs.processor, text=names)["text"]
         given = np.where(truth > 0, segment(vectors, texts, *truth.shape).numpy() + 1, 0)
@@ -159,6 +181,7 @@ def plot(inputs: TaskInputs) -> Panels:
         maps = [_map_panel(one, title) for one, title in ((numbers[truth], "mask"), (given, "prediction"))]
         image = value_panel(corpus, row, corpus.column_with(Image))
         lines.append([image, *maps, text_panel(legend)])
+    lines = lines or [[text_panel(["no object in a mask"])]]
     return Panels(lines, "Segmentation by the similarity of patches and names", (1, 1, 1, 1.2))
 
 

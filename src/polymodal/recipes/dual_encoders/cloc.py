@@ -13,15 +13,15 @@ Terms: L_CLIP = losses.clip, L_CLOC = losses.cloc, L_grounding = losses.groundin
 conflict filter = text_filter, lambda = CLOC.contrastive_losses, VESL = curation.vesl.
 
 Differs from the paper in: images are stretched to a square, not padded, and may be flipped with their boxes; texts are
-not lowercased; a box is one prompt token, the mean of the sinusoids of its corners (in the paper a token for each, with
-which small runs find boxes later), and the embedding of a prompt is the output at its token (in the paper the mean of
-all outputs of the Prompter, appendix B.1); image tokens get their positions once more in the Prompter, by the same
-sinusoids; with `--pooling roi`, box regression still trains a Prompter, unless `--grounding-weight 0`. VESL's phrases
-have no determiner, and are found by a lexicon and a list of generic words of our own, not a trained part-of-speech
-tagger; it has no command: `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))` from Python.
-Ferret and LLaVA on the encoder are left out, as `mono_internvl` has no place for another one. The conflict filter has a
-shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99` leaves out
-equal phrases alone.
+not lowercased; with `--pooling roi`, box regression still trains a Prompter, unless `--grounding-weight 0`. The mean of
+all outputs of the Prompter (appendix B.1) has few that depend on the prompt, so that small runs learn what an image
+shows long before what a box shows; `--prompter-pool-type prompt`, our own, averages the outputs at the prompt alone,
+with a box as one token, the mean of the sinusoids of its corners, and with the positions of image tokens once more.
+VESL's phrases have no determiner, and are found by a lexicon and a list of generic words of our own, not a trained
+part-of-speech tagger; it has no command: `polymodal.curation.vesl.write_regions(corpus, folder, OWLv2Detector(name))`
+from Python. Ferret and LLaVA on the encoder are left out, as `mono_internvl` has no place for another one. The conflict
+filter has a shortcut in small runs: texts that grow alike early in training are no negatives; `--text-threshold 0.99`
+leaves out equal phrases alone.
 """
 
 from __future__ import annotations
@@ -38,18 +38,17 @@ from torch.nn import functional as F
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.regions import RegionPhrasesColumn
+from polymodal.data.columns.regions import RegionPhrasesColumn, check_phrases
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.data.regions import flip_boxes, sample_regions
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.presets import clip
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.errors import MissingModality, UserError
+from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.layers.projection_head import LinearProjection, ProjectionHead
-from polymodal.layers.prompter import Prompter
+from polymodal.layers.prompter import Prompter, PrompterPoolType
 from polymodal.layers.roi_align import roi_align
-from polymodal.modalities import Regions
 from polymodal.modalities.image_augmentation import NONE, ImageAugmentation, may_flip
 from polymodal.modalities.text import Caption, Tokens
 from polymodal.objectives.contrastive import info_nce
@@ -86,7 +85,8 @@ class CLOC(DualEncoder):
         grounds, learns = recipe.region_weight * recipe.grounding_weight > 0, recipe.region_weight > 0
         self.num_queries = int(grounds)
         if learns and (grounds or recipe.pooling == "prompter"):
-            self.prompter = Prompter(width, recipe.embed_dim, recipe.image.image_size // recipe.image.patch_size)
+            grid = recipe.image.image_size // recipe.image.patch_size
+            self.prompter = Prompter(width, recipe.embed_dim, grid, recipe.prompter_pool_type)
         if learns:
             self.region_projection = LinearProjection(width, recipe.embed_dim)
         if grounds:
@@ -173,6 +173,9 @@ class Recipe(DualEncoderRecipe):
     """M: regions of an image in a step, sampled at random (section 3.2)."""
     pooling: Literal["prompter", "roi"] = "prompter"
     """What makes a region of image tokens: the Prompter, or RoI pooling, the paper's ablation."""
+    prompter_pool_type: PrompterPoolType = "avg"
+    """Outputs of the Prompter that are averaged: avg, all, as in the paper, or prompt, those at the prompt alone, with
+    which small runs learn boxes sooner."""
     region_weight: NonNegativeFloat = 1.0
     """Factor of lambda, which is the fraction of images with regions; 0 is CLIP."""
     grounding_weight: NonNegativeFloat = 1.0
@@ -198,13 +201,9 @@ class Recipe(DualEncoderRecipe):
         return {**super().columns(), "image": image, **regions}
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """Raise UserError: there are no regions to learn from."""
-        if self.region_weight and not corpus.has_modality(Regions):
-            message = (
-                f"The corpus '{corpus.name}' has no regions: cloc learns from boxes with phrases beside captions, such "
-                "as instances_*.json of COCO, or a column of lists of {name, box}; clip needs captions alone."
-            )
-            raise MissingModality(message + corpus.hint, "regions")
+        """Raise UserError: there is no usable region to learn from."""
+        if self.region_weight:
+            check_phrases(corpus, "cloc learns from boxes with phrases beside captions; clip needs captions alone")
         return [corpus]
 
     def build(self, processor: Processor) -> CLOC:
