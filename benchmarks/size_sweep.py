@@ -3,8 +3,8 @@
     python benchmarks/size_sweep.py [--corpus scenes]
 
 `clip` with two blocks in both encoders, on `emoji` or another `--corpus` at 32 px, at three widths. Learning rates are
-multiples of the rule's: that of the defaults times (default width / width). Printed is the loss (mean of the last steps,
-over seeds) for each multiple. The rule holds where the lowest loss of every width is at about the same multiple.
+multiples of the rule's: that of the defaults times (default width / width). Printed is the loss (mean of the last
+steps, over seeds) for each multiple. The rule holds where the lowest loss of every width is at about the same multiple.
 """
 
 from __future__ import annotations
