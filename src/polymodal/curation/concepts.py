@@ -25,12 +25,13 @@ from polymodal.corpora.formats._items import read_rows
 from polymodal.corpora.saved import check_empty, save_corpus
 from polymodal.curation.perceptual_hash import both_hashes, first_copies
 from polymodal.errors import UnreadableExample, UserError
+from polymodal.evaluation.cultural_gap import GENERAL
 from polymodal.modalities import Category, Image, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.image_modes import to_rgb
 from polymodal.modalities.text import stored_texts
 
-GENERAL, CULTURAL = "general", "cultural"  # cultures of concepts whose list names none
+CULTURAL = "cultural"  # the culture of concepts whose list has no column for it
 STATUSES = ("unchecked", "validated")
 ARTICLE = re.compile(r"^(the|al|el|as|ash|an|at|ad|ar|az) ")
 FURTHER = {"source": pa.string(), "license": pa.string(), "background": pa.string(), "note": pa.string()}
@@ -299,7 +300,9 @@ def write_candidates(
                 one.score = score
     queue = sorted(candidates, key=lambda one: (not one.note, one.score, one.row))
     licenses = "; ".join(sorted({one.license for one in queue} - {""})) or "not stated"
-    about = About(Path(out).name, f"candidate pairs of {len(merged)} concepts", licenses, images.name, ("image", "text"))
+    about = About(
+        Path(out).name, f"candidate pairs of {len(merged)} concepts", licenses, images.name, ("image", "text")
+    )
     columns = {
         "image": Image(),
         "text": Text({options.language: 1.0}),
