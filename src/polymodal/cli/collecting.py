@@ -139,8 +139,6 @@ def _show_page(corpus: Corpus, judgements: Judgements, port: int) -> None:
 
     listener = listener_at("127.0.0.1", port, REVIEW_PORT)
     address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    where = f"{judgements.file} keeps every answer"
-    terminal().print(
-        f"Review {len(corpus):,} pairs at {address}; {where}. Ctrl-C ends it.", highlight=False, soft_wrap=True
-    )
+    sentence = f"Review {len(corpus):,} pairs at {address}; {judgements.file} keeps every answer. Ctrl-C ends it."
+    terminal().print(sentence, highlight=False, soft_wrap=True)
     answer_at(listener, create_review(corpus, judgements), Limits(connections=64))

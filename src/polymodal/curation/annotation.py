@@ -138,8 +138,8 @@ def simulated_answers(
 ) -> tuple[Bool[np.ndarray, " pairs"], Bool[np.ndarray, " pairs"]]:
     """Return the answers of an annotator whose verdict about a pair is wrong with a probability.
 
-    authentic, coherent: the truth. A wrong verdict says yes to both questions about a wrong pair, and no to one of them,
-    at random, about a right one.
+    authentic, coherent: the truth. A wrong verdict says yes to both questions about a wrong pair, and no to one of
+    them, at random, about a right one.
     """
     right = authentic & coherent
     wrong_verdict, first = rng.random(len(right)) < error_rate, rng.random(len(right)) < 0.5
