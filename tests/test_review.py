@@ -152,9 +152,8 @@ def wait(ready, seconds: float = 30) -> None:
 def test_kappa_counts_agreement_beyond_chance(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     votes = rng.random((200, 2)) < 0.7
-    judgements = Judgements(tmp_path / ANSWERS, (
-        Judgement(str(n), name, bool(vote), True) for n, pair in enumerate(votes) for name, vote in zip("ab", pair, strict=True)
-    ))  # fmt: skip
+    given = [Judgement(str(n), "ab"[one], bool(pair[one]), True) for n, pair in enumerate(votes) for one in (0, 1)]
+    judgements = Judgements(tmp_path / ANSWERS, given)
     observed = float((votes[:, 0] == votes[:, 1]).mean())
     yes = votes.mean(axis=0)
     chance = float(yes.prod() + (1 - yes).prod())

@@ -17,6 +17,7 @@ from polymodal.claim import Claim
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.zipf_emoji import changed
 from polymodal.curation.annotation import expected_purity, simulated_answers
 from polymodal.curation.concepts import CollectedImage, Concept, without_copies
 from polymodal.curation.perceptual_hash import both_hashes
@@ -39,7 +40,10 @@ ARMS = ("validated", "one pass", "unvalidated", "at random")
 
 @dataclass(frozen=True)
 class RawPair:
-    """A pair as it is collected. row: of the image, which of a copy is mirrored and compressed."""
+    """A pair as it is collected. row: of the image, which of a copy is mirrored and compressed.
+
+    Where the text is the category alone, it is another image of the concept: turned, smaller, on another background.
+    """
 
     concept: str
     row: int
@@ -48,6 +52,8 @@ class RawPair:
 
     def image(self, corpus: Corpus) -> bytes:
         stored: bytes = corpus.raw(self.row, "image")
+        if self.kind == "category alone":
+            return changed(stored, np.random.default_rng(self.row))
         return mirrored(to_rgb(corpus.value(self.row, "image"))) if self.kind == "copy" else stored
 
 

@@ -1,4 +1,4 @@
-"""CollectedImage pairs of a list of concepts: names and aliases, images by concept, automatic cleaning, a queue to check.
+"""Candidate pairs of a list of concepts: names and aliases, images by concept, automatic cleaning, a queue to check.
 
 Each step has counts in and out. What a dual encoder thinks of image and name only orders the queue: a model that does
 not know a culture would drop what it does not know.
@@ -26,7 +26,7 @@ from polymodal.corpora.saved import check_empty, save_corpus
 from polymodal.curation.perceptual_hash import both_hashes, first_copies
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation.cultural_gap import GENERAL
-from polymodal.modalities import Category, Image, Text
+from polymodal.modalities import Category, Image, Modality, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.image_modes import to_rgb
 from polymodal.modalities.text import stored_texts
@@ -303,7 +303,7 @@ def write_candidates(
     about = About(
         Path(out).name, f"candidate pairs of {len(merged)} concepts", licenses, images.name, ("image", "text")
     )
-    columns = {
+    columns: dict[str, Modality] = {
         "image": Image(),
         "text": Text({options.language: 1.0}),
         **{name: Category(tuple(sorted({value(one.concept) for one in queue}))) for name, value in TAGS.items()},

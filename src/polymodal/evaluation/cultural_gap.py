@@ -37,8 +37,7 @@ def gap_score(name: str, general: Score, cultural: Score) -> Score:
     """Return how much higher the mean of some concepts is than that of others; its units are the concepts of both."""
     units = len(general.clusters) + len(cultural.clusters)
     # Each mean moves with its own concepts alone, in inverse proportion to their number.
-    influence = [
-        general.influence() * units / len(general.clusters),
-        -cultural.influence() * units / len(cultural.clusters),
-    ]
-    return Score.from_influence(name, general.value - cultural.value, np.concatenate(influence), 0.0, False)
+    of_general = general.influence() * units / len(general.clusters)
+    of_cultural = cultural.influence() * units / len(cultural.clusters)
+    influence = np.concatenate([of_general, -of_cultural])
+    return Score.from_influence(name, general.value - cultural.value, influence, 0.0, False)

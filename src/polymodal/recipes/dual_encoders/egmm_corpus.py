@@ -18,8 +18,8 @@ orders the queue and drops nothing. `paper()` is ViT-B/32: the paper's CLIP is n
 calls emoji of foods and places a culture; defects are injected, and annotators simulated. The tokenizer is learned on
 all names, for base and arms alike.
 
-Terms: concept list = curation.concepts.merge_concepts, automatic cleaning = curation.concepts.without_copies, dual human
-verification = curation.annotation.adjudicated, validated pairs = Recipe.pairs, cultural gap =
+Terms: concept list = curation.concepts.merge_concepts, automatic cleaning = curation.concepts.without_copies, dual
+human verification = curation.annotation.adjudicated, validated pairs = Recipe.pairs, cultural gap =
 evaluation.cultural_gap.gap_score, purity after n passes = curation.annotation.expected_purity.
 """
 
@@ -48,8 +48,8 @@ STATUS, CULTURE = "status", "culture"
 @dataclass(frozen=True)
 class Recipe(clip.Recipe):
     pairs: tuple[str, ...] = ("validated",)
-    """Values of the column `status` of pairs that are trained on, such as validated, or unchecked. Pairs without a value,
-    and all pairs of a corpus without this column, are trained on, too."""
+    """Values of the column `status` of pairs that are trained on, such as validated, or unchecked. Pairs without a
+    value, and all pairs of a corpus without this column, are trained on, too."""
     cultures: tuple[str, ...] = ()
     """Values of the column `culture` of pairs that are trained on, such as general for a base; empty takes all."""
 
@@ -79,8 +79,8 @@ class Recipe(clip.Recipe):
             rows = rows[np.array(checked, dtype=bool)]
         if not len(rows):
             raise UserError(
-                f"No training pair is {' or '.join(self.pairs)}; `polymodal review FOLDER` checks pairs, its --out writes "
-                "the validated ones, and --pairs unchecked trains on those that nobody has checked."
+                f"No training pair is {' or '.join(self.pairs)}; `polymodal review FOLDER` checks pairs, its --out "
+                "writes the validated ones, and --pairs unchecked trains on those that nobody has checked."
             )
         return rows
 
