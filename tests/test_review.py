@@ -30,9 +30,8 @@ NAMES = ("Karnak", "Koshari", "<b>Zar</b>")
 HOST = {"base_url": "http://127.0.0.1:8010"}
 
 
-@pytest.fixture
-def collected(tmp_path: Path) -> Path:
-    """Three pairs as `collect` writes them."""
+def write_collected(folder: Path) -> None:
+    """Write three pairs as `collect` does."""
     rows = [
         {"key": name, "split": "train", "image": encoded(PILImage.new("RGB", (240, 200), (60 * n, 90, 40))),
          "text": [{"text": text, "language": "en"} for text in (name, f"About {name}")], "concept": name,
@@ -44,7 +43,12 @@ def collected(tmp_path: Path) -> Path:
     columns = {"image": Image(), "text": Text({"en": 1.0}), **tags, "status": Category(STATUSES)}
     about = About("collected", "pairs", "CC0", "images", ("image", "text"))
     made = {"counts": [], "concepts": {"names": [*NAMES], "sha256": "0"}}
-    save_corpus(tmp_path / "collected", about, columns, rows, types=FURTHER, made=lambda: made)
+    save_corpus(folder, about, columns, rows, types=FURTHER, made=lambda: made)
+
+
+@pytest.fixture
+def collected(tmp_path: Path) -> Path:
+    write_collected(tmp_path / "collected")
     return tmp_path / "collected"
 
 
