@@ -2,8 +2,8 @@
 
 The concepts of Food & Drink and of Travel & Places stand for those of a culture; all others but flags are `general`.
 `train` has the general ones as Google and Twitter draw them, and the cultural ones as Google does: choose by `culture`
-what a base is trained on. `validation` has the cultural ones of Twitter, `test` all concepts of OpenMoji, `test_fluent`
-those of Fluent, neither of which is trained on. Emoji that look alike (gender variants, skin tones, clocks) are
+what a base is trained on. `validation` has the cultural ones of Twitter, and `test` all concepts as Fluent and OpenMoji
+draw them, neither of which is trained on. Emoji that look alike (gender variants, skin tones, clocks) are
 represented by one of them. Texts are the English name, and the keywords in one line.
 """
 
@@ -24,8 +24,8 @@ LEFT_OUT = "Flags"
 SPLITS = {  # of vendors, for general and for cultural concepts
     "google": ("train", "train"),
     "twitter": ("train", "validation"),
+    "fluent": ("test", "test"),
     "openmoji": ("test", "test"),
-    "fluent": ("test_fluent", "test_fluent"),
 }
 
 about = About(
