@@ -103,10 +103,12 @@ def review(arguments: Arguments) -> None:
         if options.out is not None:
             written, counts = write_validated(corpus, judgements, options.out)
             splits = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
-            said = f"Wrote {len(written):,} validated pairs ({splits}) to {options.out}, with a data card, README.md.\n"
-            next_step = f"Next: polymodal train egmm_corpus --data {options.out} --init RUN"
             _print_counts(counts)
-            terminal().print(said + next_step, highlight=False)
+            terminal().print(
+                f"Wrote {len(written):,} validated pairs ({splits}) to {options.out}, with a data card, README.md.\n"
+                f"Next: polymodal train egmm_corpus --data {options.out} --init RUN",
+                highlight=False,
+            )
         else:
             _print_counts(review_counts(corpus, judgements))
         return
