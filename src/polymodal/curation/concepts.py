@@ -30,6 +30,7 @@ from polymodal.modalities import Category, Image, Modality, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.image_modes import to_rgb
 from polymodal.modalities.text import stored_texts
+from polymodal.training.folder_lock import writes
 
 CULTURAL = "cultural"  # the culture of concepts whose list has no column for it
 STATUSES = ("unchecked", "validated")
@@ -272,6 +273,7 @@ def split_of(source: str, options: CollectOptions) -> str:
     return "validation" if at < options.test_fraction + options.validation_fraction else "train"
 
 
+@writes("out")
 def write_candidates(
     concepts: Sequence[Concept],
     images: Corpus,

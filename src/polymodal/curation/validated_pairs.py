@@ -15,6 +15,7 @@ from polymodal.curation.annotation import Judgements
 from polymodal.curation.concepts import FURTHER, STATUSES
 from polymodal.errors import UserError
 from polymodal.modalities import Category
+from polymodal.training.folder_lock import writes
 
 CARD = "README.md"
 
@@ -39,6 +40,7 @@ def review_counts(corpus: Corpus, judgements: Judgements) -> dict[str, Any]:
     }
 
 
+@writes("out")
 def write_validated(corpus: Corpus, judgements: Judgements, out: Path | str) -> tuple[Corpus, dict[str, Any]]:
     """Write the validated pairs, and a data card, into a folder; return the corpus and the counts of the review.
 
@@ -86,7 +88,11 @@ def data_card(corpus: Corpus, made: Mapping[str, Any]) -> str:
         members = [count for name, count in concepts.items() if categories[name] == category]
         spread = f"{min(members)} to {max(members)}"
         lines.append(f"| {category} | {len(members)} | {sum(members)} | {spread} |")
-    lines += ["", f"{len(backgrounds)} concepts have a background text. Splits are by source: no source is in two.", ""]
+    lines += [
+        "",
+        f"Concepts with a background text: {len(backgrounds)}. Splits are by source: no source is in two.",
+        "",
+    ]
     lines += ["## Collection", "", "| step | in | out | why others went |", "|---|---|---|---|"]
     for one in made["counts"]:
         went = ", ".join(f"{reason} {times}" for reason, times in one["reasons"].items())
