@@ -39,12 +39,11 @@ def collect(arguments: Arguments) -> None:
 
     kinds = {"options": Options, "collected": source.find("polymodal.curation.concepts", "CollectOptions")}
     parsed = parse_together(kinds, rest, "collect CONCEPTS.csv IMAGES", collect)
-    from polymodal.corpora.sources import from_path
-    from polymodal.curation.concepts import read_concepts, write_candidates
+    from polymodal.curation.concepts import open_images, read_concepts, write_candidates
 
     options = parsed.options
     say_of_paths(listed, path)
-    concepts, images = read_concepts(listed), from_path(path)
+    concepts, images = read_concepts(listed), open_images(path)
     fit = _fit_of(options.score_with, options.trust_code) if options.score_with else None
     written, counts = write_candidates(concepts, images, options.out, source.real(parsed.collected), fit)
     print_table(

@@ -23,6 +23,7 @@ from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.formats._items import read_rows
 from polymodal.corpora.saved import check_empty, save_corpus
+from polymodal.corpora.sources import from_path
 from polymodal.curation.perceptual_hash import both_hashes, first_copies
 from polymodal.errors import UnreadableExample, UserError
 from polymodal.evaluation.cultural_gap import GENERAL
@@ -34,6 +35,7 @@ from polymodal.training.folder_lock import writes
 
 CULTURAL = "cultural"  # the culture of concepts whose list has no column for it
 STATUSES = ("unchecked", "validated")
+NAME, TEXTS = "concept", ("text", "caption", "description")  # columns of images
 ARTICLE = re.compile(r"^(the|al|el|as|ash|an|at|ad|ar|az) ")
 FURTHER = {"source": pa.string(), "license": pa.string(), "background": pa.string(), "note": pa.string()}
 
@@ -172,6 +174,14 @@ class CollectedImage:
     score: float = 0.0
 
 
+def open_images(path: str) -> Corpus:
+    """Open images of the user's with a column `concept`, or else with a folder for each class."""
+    try:
+        return from_path(path, text=NAME)  # among several columns of texts, which have no captions
+    except UserError:
+        return from_path(path)
+
+
 def image_bytes(images: Corpus, row: int) -> bytes:
     """Return an image as it is stored; of one that is stored as a path, its pixels as PNG."""
     stored = images.raw(row, images.column_with(Image))
@@ -184,18 +194,18 @@ def collect(
 ) -> tuple[list[CollectedImage], list[StepCount]]:
     """Return the images of the concepts after automatic cleaning, with the counts of each step.
 
-    images: with a column `concept` of names or aliases, or a label, and optionally `source`, `license` and a text
-    column. A further image of its own concept that is a copy goes; one that is a copy of another concept's stays, with
-    a note for annotators, as either name may be the wrong one. Raises UserError for images without names.
+    images: with a column `concept` of names or aliases, or a label, and optionally `source`, `license`, and `text`,
+    `caption` or `description`. A further image of its own concept that is a copy goes; one that is a copy of another
+    concept's stays, with a note for annotators, as either name may be the wrong one. Raises UserError for images
+    without names.
     """
-    column = "concept" if "concept" in images.table.column_names else images.label
+    column = NAME if NAME in images.table.column_names else images.label
     if column is None:
         raise UserError(f"The images need a column 'concept', or a folder for each concept.{images.hint}")
     of_name = {normalize_name(name): one for one in concepts for name in (one.name, *one.aliases)}
     rows = np.sort(np.concatenate([np.zeros(0, np.int64), *images.splits.values()]))
     values = {name: _texts(images, rows, name) for name in (column, "source", "license")}
-    of_text = next((name for name, kind in images.columns.items() if isinstance(kind, Text) and name != column), "")
-    text = _texts(images, rows, of_text)
+    text = _texts(images, rows, next((name for name in TEXTS if name in images.table.column_names), ""))
     counts, candidates = [], list[CollectedImage]()
     named = [of_name.get(normalize_name(name)) for name in values[column]]
     counts.append(StepCount.of("images by concept", len(rows), ["no concept of the list" for one in named if not one]))
