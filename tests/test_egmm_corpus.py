@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -60,3 +61,21 @@ def test_unchecked_pairs_are_trained_on_only_when_they_are_named(tmp_path: Path)
     assert len(Recipe(pairs=("unchecked",)).training_rows(corpus)) == 3
     with pytest.raises(UserError, match="of the cultures general"):
         Recipe(cultures=("general",)).training_rows(corpus)
+
+
+def test_arms_of_the_claim_have_as_many_pairs_of_the_same_concepts() -> None:
+    from polymodal.claims import egmm_corpus as claims
+
+    pairs = [claims.RawPair(f"c{n}", n, (f"c{n}",)) for n in range(260)]
+    pairs += [claims.RawPair(f"c{n}", n + 1, (f"c{n}",), "wrong image") for n in range(0, 260, 2)]
+    accepted = np.array([2] * 240 + [1] * 20 + [0] * 130)
+    checked = claims.Checked(pairs, np.ones(len(pairs), dtype=bool), accepted)
+    arms = claims.chosen_pairs(checked, np.random.default_rng(0))
+    assert {len(arm) for arm in arms.values()} == {claims.PAIRS}
+    same = [[pair.concept for pair in arms[name]] for name in ("validated", "one pass", "unvalidated")]
+    assert same[0] == same[1] == same[2]
+    assert len({*same[0]}) == claims.PAIRS
+    assert {pair.kind for pair in arms["validated"]} == {"right"}
+    assert 20 < sum(pair.kind == "wrong image" for pair in arms["unvalidated"]) < 80
+    assert checked.counts()["expected purity"]["2 passes"] == expected_purity(260 / 390, claims.ERROR_RATE)
+    assert claims.claim.baseline == dataclasses.replace(claims.claim.treatment, pairs=("unvalidated",))
