@@ -36,6 +36,8 @@ ELSEWHERE = {  # commands that wait, or need a download, and the tests that run 
     "score": "tests/test_aloha.py",
     "curate": "tests/test_wasm.py",
     "reproduce": "tests/test_wasm.py",
+    "collect": "tests/test_review.py",
+    "review": "tests/test_review.py",
     "caption": "tests/test_ulip_2.py",
     "sample-preferences": "tests/test_mpo.py",  # saves the corpus, and a catalogue is not saved
 }

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, NoOptions, leading_words, parse
 from polymodal.cli.answering import ask, classify
+from polymodal.cli.collecting import collect, review
 from polymodal.cli.comparing import attack, compare, reproduce, score
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
@@ -93,6 +94,8 @@ COMMANDS: dict[str, Callable[[Arguments], None]] = {
     "sample-preferences": sample_preferences,
     "caption": caption,
     "curate": curate,
+    "collect": collect,
+    "review": review,
     "new": new,
     "doctor": doctor,
     "help": help_,
@@ -140,6 +143,8 @@ STANDING_IN: dict[str, Arguments] = {
     "sample-preferences": ["RUN"],
     "caption": ["RUN"],
     "curate": ["wasm", "PAGES"],
+    "collect": ["CONCEPTS.csv", "IMAGES"],
+    "review": ["FOLDER"],
     "extract": ["RUN"],
     "score": ["aloha", "CAPTIONS.jsonl"],
     "attack": ["set_level_attack", "RUN"],

@@ -205,20 +205,20 @@ def _listen(app: Any, name: str, host: str, port: int, limits: Limits, page: boo
     """Serve until Ctrl-C, SIGTERM or SIGHUP; requests in progress are completed first."""
     from polymodal.serving.protocol import answer_at
 
-    listener = _listener(host, port)
+    listener = listener_at(host, port, DEFAULT_PORT)
     address = f"http://{host}:{listener.getsockname()[1]}"
     where = f"page: {address}/page, requests to try: {address}/docs" if page else f"requests to try: {address}/docs"
     terminal().print(f"{name} answers at {address} ({where}). Ctrl-C ends it.", highlight=False, soft_wrap=True)
     answer_at(listener, app, limits)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listener_at(host: str, port: int, default: int) -> socket.socket:
     """Bind the port; a free one in place of the default port, if that is in use."""
     import socket
 
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        if port == DEFAULT_PORT and getattr(error, "errno", None) == errno.EADDRINUSE:
+        if port == default and getattr(error, "errno", None) == errno.EADDRINUSE:
             return socket.create_server((host, 0))
         raise UserError(f"Nothing can listen at {host}:{port}: {error}; choose another --port.") from error

@@ -62,10 +62,10 @@ def recipe_page(name: str, image: str | None = None) -> str:
     if terms:
         lines += ["| in the paper | in the code |", "|---|---|"]
         lines += [*(f"| {term} | `{code}` |" for term, code in terms.items()), ""]
-    lines += ["| in the file | what it is |", "|---|---|"]
-    lines += [f"| `{part}` | {first_line} |" for part, first_line in _parts(entry.file)]
+    if parts := [f"| `{part}` | {first_line} |" for part, first_line in _parts(entry.file)]:
+        lines += ["| in the file | what it is |", "|---|---|", *parts, ""]
     again = f"polymodal reproduce {name}"
-    lines += ["", "## Measured", "", *_measured(again, description["claim"], result), "", *_curves(name, result)]
+    lines += ["## Measured", "", *_measured(again, description["claim"], result), "", *_curves(name, result)]
     for claim, sentence in description["further_claims"].items():
         result = result_of(name, claim)
         lines += [*_measured(f"{again} --claim {claim}", sentence, result), "", *_curves(f"{name}-{claim}", result)]
