@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.emoji import emoji
     from polymodal.corpora.emoji_activities import emoji_activities
     from polymodal.corpora.emoji_records import emoji_records
+    from polymodal.corpora.emoji_vendors import emoji_vendors
     from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
     from polymodal.corpora.furniture import furniture
@@ -91,6 +92,7 @@ __all__ = [
     "emoji",
     "emoji_activities",
     "emoji_records",
+    "emoji_vendors",
     "firm_names",
     "from_path",
     "from_shards",

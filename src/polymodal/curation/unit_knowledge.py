@@ -177,8 +177,9 @@ def construct_graph(contents: Sequence[ExtractedContent], symbols: Symbols, conf
     """Phase 3, knowledge construction: emit the triplets of each of the five types."""
     build = GraphBuilder()
     captioned = [place for place, content in enumerate(contents) if content.texts]
-    chosen = nested_subset([contents[place].key for place in captioned], config.caption_fraction) if captioned else []
-    linked = {captioned[place] for place in chosen}
+    keys, linked = [contents[place].key for place in captioned], set[int]()
+    if keys:
+        linked = {captioned[place] for place in nested_subset(keys, config.caption_fraction)}
     images = [build.node("image", content.key, content.row) for content in contents]
     for place, content in enumerate(contents):
         image = images[place]
@@ -197,8 +198,8 @@ def construct_graph(contents: Sequence[ExtractedContent], symbols: Symbols, conf
             if place in linked:
                 build.triplet(image, "described_by", node, "captions")
                 _name_objects(build, content, symbols.entities[text])
-        for a, b in itertools.pairwise(content.texts):
-            build.triplet(build.node("text", a), "same_item", build.node("text", b), "captions")
+        for text, other in itertools.pairwise(content.texts):
+            build.triplet(build.node("text", text), "same_item", build.node("text", other), "captions")
         _events(build, image, content, config)
     for text, keywords in symbols.keywords.items():
         _in_text(build, text, keywords, symbols)
@@ -235,9 +236,9 @@ def node_features(
         for nodes in np.split(every, range(EMBEDDED_TOGETHER, len(every), EMBEDDED_TOGETHER)):
             values = [_content(kind, int(node), corpus, graph) for node in nodes]
             if there := [place for place, value in enumerate(values) if value is not None]:
-                name = "text" if kind == "text" else "image"
-                vectors = embed(method, processor, **{name: [values[place] for place in there]})
-                yield nodes[there], vectors[name]
+                columns: dict[str, Any] = {"text" if kind == "text" else "image": [values[place] for place in there]}
+                (vectors,) = embed(method, processor, **columns).values()
+                yield nodes[there], vectors
 
 
 def _content(kind: str, node: int, corpus: Corpus, graph: KnowledgeGraph) -> Any:

@@ -64,7 +64,7 @@ class KnowledgeGraphCompletion(nn.Module):
         self.projections = nn.ModuleDict({kind: nn.Linear(feature_dim, config.dim) for kind in kinds})
         self.scorer = scorer("distmult" if config.scorer == "rgcn" else config.scorer, config.dim)
         training = graph.having("train")
-        head, relation, tail = (torch.from_numpy(one[training]) for one in triplet_arrays(graph))
+        head, relation, tail = (torch.tensor(one[training]) for one in triplet_arrays(graph))
         every = [torch.cat(one) for one in ((head, tail), (relation, relation + self.num_relations), (tail, head))]
         self.register_buffer("features", torch.zeros(len(graph), feature_dim))
         self.register_buffer("known_triplets", self._codes(*every).unique(), persistent=False)

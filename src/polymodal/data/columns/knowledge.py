@@ -14,7 +14,7 @@ from polymodal.data.columns.column import Column
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.edge_sampler import EdgeSampler
 from polymodal.data.knowledge_graph import KnowledgeGraph
-from polymodal.errors import UnreadableExample
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image
 
 MEMORY_FOR_IMAGES = 2**30
@@ -77,13 +77,18 @@ class KnowledgeColumn(Column):
             sampled.append([*anchors.values(), *neighbors, caption])
         return np.array(sampled, dtype=np.int64)
 
-    def rows_with(self, relation: str) -> Int[np.ndarray, " rows"]:
-        """Return the rows whose image has a neighbor in training by a relation."""
+    def captioned_rows(self, corpus: Corpus) -> Int[np.ndarray, " rows"]:
+        """Return the rows whose image is linked to a caption in training. Raises UserError where there are none."""
         graph = self.graph
-        if relation not in graph.relations:
-            return np.zeros(0, dtype=np.int64)
-        training = graph.having("train") & (graph.relation_numbers == graph.relations.index(relation))
-        return np.unique(graph.rows[graph.heads[training]])
+        described = np.array(graph.triplets.column("relation").to_pylist(), dtype=str) == "described_by"
+        rows = np.unique(graph.rows[graph.heads[described & graph.having("train")]])
+        if not len(rows):
+            raise UserError(f"No training image of '{corpus.name}' has a caption to be paired with.{corpus.hint}")
+        return rows
+
+    def anchor_rows(self) -> Int[np.ndarray, " rows"]:
+        """Return the rows that are nodes."""
+        return np.array([*self.graph.image_of_row], dtype=np.int64)
 
     def texts(self, nodes: Sequence[int]) -> list[str]:
         """Return the text forms of nodes; the empty text for none."""

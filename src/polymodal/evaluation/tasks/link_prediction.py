@@ -55,7 +55,7 @@ class LinkRanker:
 
     def __init__(self, method: Any, graph: KnowledgeGraph):
         self.method, self.graph, self.count = method, graph, len(graph.relations)
-        head, relation, tail = (torch.from_numpy(one) for one in triplet_arrays(graph))
+        head, relation, tail = (torch.tensor(one) for one in triplet_arrays(graph))
         every = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
         self.known = self._codes(*every).unique()
         types = np.array(graph.types, dtype=object)
@@ -76,7 +76,7 @@ class LinkRanker:
 
     def ranks(self, triplets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ranks and numbers of candidates: of the tails of these triplets, then of their heads."""
-        head, relation, tail = (torch.from_numpy(one[triplets]) for one in triplet_arrays(self.graph))
+        head, relation, tail = (torch.tensor(one[triplets]) for one in triplet_arrays(self.graph))
         ends = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
         found = []
         for queries in torch.arange(len(ends[0])).split(QUERIES):
@@ -120,7 +120,7 @@ def plot(inputs: TaskInputs) -> Panels:
     places = np.flatnonzero(shown)[:: max(int(shown.sum()) // EXAMPLES, 1)][:EXAMPLES]
     if not len(places):
         return Panels([[text_panel(["No link of an image to a text or a symbol is held out."])]])
-    ends = [torch.from_numpy(one[places]) for one in (head, relation)]
+    ends = [torch.tensor(one[places]) for one in (head, relation)]
     scores, left_out = LinkRanker(method, graph).scores(*ends)
     rows: list[list[Panel]] = []
     for number, place in enumerate(places.tolist()):

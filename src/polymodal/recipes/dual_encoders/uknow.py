@@ -10,8 +10,7 @@ scorers' sizes and thresholds are choices of this package. Differs from the pape
 simple tools (thumbnails or the embeddings of a run, basic colors, regions and metadata of the data, frequent and
 capitalized words, TF-IDF) and not by detectors, scene and NER models, and texts are not summarized; text without an
 image is no node; the news data set is not built; classification by events is that of labels (`evaluate`); multi-hop
-retrieval and visual question answering are left out. Without `--converter.events` images are linked by similarity
-alone.
+retrieval and visual question answering are left out.
 
 Terms: unit knowledge = data.knowledge_graph.RELATIONS, content extraction = curation.unit_knowledge.extract_content,
 information symbolization = curation.unit_knowledge.symbolize, knowledge construction =
@@ -41,7 +40,6 @@ from polymodal.data.knowledge_graph import KnowledgeGraph, relations_of
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Declared, Processor, Sparse
 from polymodal.data.subsets import grouped_order
-from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.modalities.text import Tokens
@@ -176,10 +174,8 @@ class Recipe(DualEncoderRecipe):
     def stages(self) -> tuple[Stage, ...]:
         """Pre-training, on anchors with and without captions or on pairs alone; then reasoning."""
         towers = ("image_*", "text_*", "logit_scale*", "scales.*")
-        mine = "paired_rows" if "IT_cross" in self.unit_knowledge else "linked_rows"
-        anchors = {"order": "anchor_order", "mine": mine if self.unit_knowledge else "paired_rows"}
         return (
-            Stage("pre-training", 1 - self.reasoning_fraction, towers, **anchors),
+            Stage("pre-training", 1 - self.reasoning_fraction, towers, order="anchor_order", mine="anchor_rows"),
             Stage(
                 "reasoning", self.reasoning_fraction, ("completion.*",),
                 batch="triplet_batch", losses="link_losses", order="anchor_order", mine="embed_nodes",
@@ -201,23 +197,17 @@ class Recipe(DualEncoderRecipe):
         graph, held_out = convert(corpus, self.converter), self.held_out_links
         return graph.with_split(held_out / 2, held_out) if self.reasoning_fraction else graph
 
-    def linked_rows(self, method: UKnow, reader: Reader) -> np.ndarray:
-        """The rows that are nodes."""
-        return np.array([*method.graph.image_of_row], dtype=np.int64)
-
-    def paired_rows(self, method: UKnow, reader: Reader) -> np.ndarray:
-        """The rows whose image is linked to a caption. Raises UserError where there are none."""
-        rows = reader.processor.knowledge.rows_with("described_by")
-        if not len(rows):
-            corpus = reader.corpus
-            raise UserError(f"No training image of '{corpus.name}' has a caption to be paired with.{corpus.hint}")
-        return rows
+    def anchor_rows(self, method: UKnow, reader: Reader) -> np.ndarray:
+        """The rows whose image is linked to a caption; all nodes where captions are not compared."""
+        knowledge, pairs = reader.processor.knowledge, "IT_cross" in (self.unit_knowledge or ("IT_cross",))
+        return knowledge.captioned_rows(reader.corpus) if pairs else knowledge.anchor_rows()
 
     def embed_nodes(self, method: UKnow, reader: Reader) -> np.ndarray:
         """Give the nodes the features of the frozen encoders, with which link prediction begins."""
+        assert method.completion is not None
         for nodes, features in node_features(method, reader.processor, reader.corpus, method.graph):
             method.completion.set_features(nodes, features)
-        return self.linked_rows(method, reader)
+        return reader.processor.knowledge.anchor_rows()
 
     def anchor_order(self, corpus: Corpus, mined: np.ndarray, seed: int) -> object:
         """Mined rows, among which others are mixed in pre-training with a graph."""
@@ -241,7 +231,9 @@ class Recipe(DualEncoderRecipe):
                 dropout = 0.0 if name in SYMBOLS else self.word_dropout
                 texts = zip(knowledge.texts(of_item), rngs, strict=True)
                 batch[name] = processor.text([without_words(text, dropout, rng) for text, rng in texts])
-        return KnowledgeBatch(**batch, **({"nodes": torch.from_numpy(nodes)} if self.unit_knowledge else {}))
+        if self.unit_knowledge:
+            batch["nodes"] = torch.from_numpy(nodes)
+        return KnowledgeBatch(**batch)  # type: ignore[typeddict-item]
 
     def triplet_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
         """A training triplet for each example, sampled from the whole graph."""
