@@ -88,7 +88,7 @@ def test_a_masked_candidate_has_no_gradient_and_invalid_rows_have_none() -> None
 
 
 def test_neighbors_are_of_their_edge_type_and_anchors_without_caption_are_mixed_in(corpus: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, converter=HALF, reasoning_fraction=0.0)
+    recipe = dataclasses.replace(TINY, converter=HALF, reasoning_fraction=0.0, paired_fraction=0.5)
     _, processor, batch = batch_of(recipe, corpus)
     graph = processor.knowledge.graph
     rows = processor.knowledge.captioned_rows(corpus)

@@ -22,7 +22,7 @@ claim = Claim(
     baseline=_pairs,
     treatment=_edges,
     further={
-        "pairs, graph-aware negatives": dataclasses.replace(_pairs, unit_knowledge=("IT_cross",), paired_fraction=1.0),
+        "pairs, graph-aware negatives": dataclasses.replace(_pairs, unit_knowledge=("IT_cross",)),
         "pairs, all captions": dataclasses.replace(_pairs, converter=_every),
         "all edges, all captions": dataclasses.replace(_edges, converter=_every),
     },

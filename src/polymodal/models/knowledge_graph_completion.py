@@ -80,8 +80,12 @@ class KnowledgeGraphCompletion(nn.Module):
 
     @torch.no_grad()
     def set_features(self, nodes: Int[np.ndarray, " some"], features: Float[Tensor, "some feature_dim"]) -> None:
-        """Set the frozen features of some nodes."""
-        self.features[torch.from_numpy(nodes).to(self.features.device)] = features.to(self.features)
+        """Set the frozen features of some nodes.
+
+        features: L2-normalized; they are scaled to entries of variance 1, so that they weigh more than learned vectors.
+        """
+        scaled = features.to(self.features) * features.shape[1] ** 0.5
+        self.features[torch.tensor(nodes, device=self.features.device)] = scaled
 
     def embeddings(self) -> Float[Tensor, "nodes dim"]:
         """Embeddings of all nodes: e = W_type feature + residual vector."""

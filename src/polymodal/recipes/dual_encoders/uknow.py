@@ -147,8 +147,8 @@ class Recipe(DualEncoderRecipe):
     """Whether each type of edge learns a temperature of its own."""
     max_degree: PositiveInt = 50
     """Neighbors by a relation that are sampled of a node at most, and nodes of which a hub is sampled."""
-    paired_fraction: UnitInterval = 0.5
-    """Fraction of the anchor images that have a caption, where not all have."""
+    paired_fraction: UnitInterval = 1.0
+    """Fraction of the anchor images that have a caption, where not all have; others are neighbors alone at 1."""
     reasoning_fraction: UnitInterval = 0.0
     """Fraction of the budget, at its end, for link prediction on features of the frozen encoders."""
     held_out_links: UnitInterval = 0.1
