@@ -11,13 +11,13 @@ from polymodal.models.knowledge_graph_completion import KnowledgeGraphCompletion
 from polymodal.recipes.dual_encoders.uknow import Recipe
 from polymodal.types import Budget
 
-_few = ConverterConfig(caption_fraction=0.2, events=("category", "concept"))
+_few = ConverterConfig(caption_fraction=0.1, events=("category", "concept"))
 _every = dataclasses.replace(_few, caption_fraction=1.0)
 # An anchor has 2 images and 4 texts with all edges, and one of each as a pair: steps have as many encodes.
 _edges = Recipe(batch_size=64, converter=_few)
 _pairs = dataclasses.replace(_edges, batch_size=192, unit_knowledge=())
 claim = Claim(
-    sentence="With captions of a fifth of the images, pre-training on all five types of edges of a knowledge graph "
+    sentence="With captions of a tenth of the images, pre-training on all five types of edges of a knowledge graph "
     "finds images of unseen concepts by their captions better than pre-training on pairs with as many encodes.",
     baseline=_pairs,
     treatment=_edges,
@@ -27,7 +27,7 @@ claim = Claim(
         "all edges, all captions": dataclasses.replace(_edges, converter=_every),
     },
     corpus="emoji_vendors",
-    budget=Budget(steps=200),
+    budget=Budget(steps=300),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",

@@ -82,8 +82,8 @@ COMPARED = ("image", "object", "text", "tag", "entity", "keyword")  # node types
 
 def relations_of(unit: UnitKnowledge, anchor: str) -> tuple[str, ...]:
     """Return the relations of a type of unit knowledge from an anchor, image or text, to what it is contrasted with."""
-    own = {name: one for name, one in RELATIONS.items() if one.unit == unit}
-    return tuple(name for name, one in own.items() if anchor in one.head and {*one.tail} <= {*COMPARED})
+    of_unit = {name: one for name, one in RELATIONS.items() if one.unit == unit}
+    return tuple(name for name, one in of_unit.items() if anchor in one.head and {*one.tail} <= {*COMPARED})
 
 
 @dataclass(frozen=True)

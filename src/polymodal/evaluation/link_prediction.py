@@ -13,21 +13,21 @@ HITS = (1, 3, 10)
 def filtered_ranks(
     scores: Float[np.ndarray, "queries candidates"],
     target: Int[np.ndarray, " queries"],
-    known: Bool[np.ndarray, "queries candidates"],
+    left_out: Bool[np.ndarray, "queries candidates"],
 ) -> tuple[Float[np.ndarray, " queries"], Int[np.ndarray, " queries"]]:
     """Return the rank of each target, from 1, and the number of candidates that it was ranked among.
 
-    known: candidates that are left out, such as other true tails and nodes of other types; the target stays. Ties are
+    left_out: candidates that are none, such as other true tails and nodes of other types; the target stays. Ties are
     at the mean of their ranks (the realistic rank of pykeen), so that a constant score is at chance. A target whose
     score is NaN is last.
     """
     rows = np.arange(len(target))
     open_scores = np.where(np.isnan(scores), -np.inf, scores)
-    own = open_scores[rows, target][:, None]
-    there = ~known
+    of_target = open_scores[rows, target][:, None]
+    there = ~left_out
     there[rows, target] = True
-    better = ((open_scores > own) & there).sum(1)
-    equal = ((open_scores == own) & there).sum(1)
+    better = ((open_scores > of_target) & there).sum(1)
+    equal = ((open_scores == of_target) & there).sum(1)
     ranks = better + (equal + 1) / 2
     ranks = np.where(np.isnan(scores[rows, target]), there.sum(1), ranks)
     return ranks.astype(float), there.sum(1)

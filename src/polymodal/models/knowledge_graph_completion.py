@@ -25,7 +25,7 @@ NodeFeatures = Literal["both", "text", "ids"]
 BASES = 4  # of R-GCN
 
 
-class TripletBatch(TypedDict):
+class LinkBatch(TypedDict):
     """Triplets of the graph, of which the tail is predicted. Numbers of inverse relations follow those of relations."""
 
     head: Int[Tensor, " batch"]
@@ -100,7 +100,7 @@ class KnowledgeGraphCompletion(nn.Module):
         e = self.embeddings()
         return self.scorer(e[head], self.relation(relation), e)
 
-    def known(self, head: Int[Tensor, " batch"], relation: Int[Tensor, " batch"]) -> Bool[Tensor, "batch nodes"]:
+    def known_tails(self, head: Int[Tensor, " batch"], relation: Int[Tensor, " batch"]) -> Bool[Tensor, "batch nodes"]:
         """Which nodes are the tail of a training triplet."""
         tails = torch.arange(self.num_nodes, device=head.device)
         codes = self._codes(head[:, None], relation[:, None], tails)
@@ -111,7 +111,7 @@ class KnowledgeGraphCompletion(nn.Module):
     ) -> Float[Tensor, ""]:
         """Cross-entropy of the tail among all nodes but its other known tails."""
         scores = self(head, relation)
-        others = self.known(head, relation).scatter(1, tail[:, None], False)
+        others = self.known_tails(head, relation).scatter(1, tail[:, None], False)
         return F.cross_entropy(scores.masked_fill(others, -torch.inf), tail)
 
     def _codes(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class CompletesGraph:
     graph: KnowledgeGraph
     completion: KnowledgeGraphCompletion | None
 
-    def link_losses(self, batch: TripletBatch) -> dict[str, Tensor]:
+    def link_losses(self, batch: LinkBatch) -> dict[str, Tensor]:
         """link_prediction: cross-entropy of the tail among all nodes, but the other true ones."""
         assert self.completion is not None
         return {"link_prediction": self.completion.loss(batch["head"], batch["relation"], batch["tail"])}
@@ -158,7 +158,7 @@ class LinkedNodes(nn.Module):
         return linked & (rows >= 0) & (columns >= 0)
 
 
-def sample_triplets(graph: KnowledgeGraph, rngs: Sequence[np.random.Generator]) -> TripletBatch:
+def sample_triplets(graph: KnowledgeGraph, rngs: Sequence[np.random.Generator]) -> LinkBatch:
     """Return a training triplet for each generator, uniformly, of which head or tail is predicted equally often."""
     training = graph.training_triplets
     places = np.array([training[int(rng.integers(len(training)))] for rng in rngs])

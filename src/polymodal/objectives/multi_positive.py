@@ -155,11 +155,11 @@ def masked_info_nce(
     for `b`. With all rows valid and nothing masked it is InfoNCE. 0 without a valid row in any process.
     """
     every, index = all_gather(valid.float()).bool(), torch.arange(len(a), device=a.device)
-    own = F.one_hot(rank() * len(a) + index, len(every)).bool()
+    pair = F.one_hot(rank() * len(a) + index, len(every)).bool()
 
     def one_way(queries: Tensor, keys: Tensor, masked: Tensor) -> Tensor:
-        left_out = (masked | ~every) & ~own
-        targets = (own & valid[:, None]).to(queries)
+        left_out = (masked | ~every) & ~pair
+        targets = (pair & valid[:, None]).to(queries)
         every_key = all_gather_with_grad(keys)
         return _cross_entropy(
             queries, every_key, logit_scale, lambda rows: targets[rows], masked=lambda rows: left_out[rows]

@@ -103,8 +103,8 @@ class KnowledgeColumn(Column):
         """
         each = zip(anchors, nodes, images, strict=True)
         return [
-            own if node < 0 or self.graph.rows[node] == row else self._image(corpus, node, column, own)
-            for (corpus, row), node, own in each
+            image if node < 0 or self.graph.rows[node] == row else self._image(corpus, node, column, image)
+            for (corpus, row), node, image in each
         ]
 
     def _image(self, corpus: Corpus, node: int, column: ImageColumn, default: Any) -> Any:

@@ -57,7 +57,7 @@ class LinkRanker:
         self.method, self.graph, self.count = method, graph, len(graph.relations)
         head, relation, tail = (torch.tensor(one) for one in triplet_arrays(graph))
         every = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
-        self.known = self._codes(*every).unique()
+        self.true_triplets = self._codes(*every).unique()
         types = np.array(graph.types, dtype=object)
         signatures = [RELATIONS[name] for name in graph.relations]
         ends = [signature.tail for signature in signatures] + [signature.head for signature in signatures]
@@ -71,18 +71,21 @@ class LinkRanker:
         """Return the scores of all nodes, and which of them are no candidates."""
         device = next(self.method.parameters()).device
         scores = self.method.link_scores(head.to(device), relation.to(device)).float().cpu().numpy()
-        others = contains(self.known, self._codes(head[:, None], relation[:, None], torch.arange(len(self.graph))))
-        return scores, (others | ~self.fits[relation]).numpy()
+        others = contains(
+            self.true_triplets, self._codes(head[:, None], relation[:, None], torch.arange(len(self.graph)))
+        )
+        left_out = others | ~self.fits[relation]
+        return scores, left_out.scatter(1, head[:, None], True).numpy()  # graphs have no loops
 
     def ranks(self, triplets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ranks and numbers of candidates: of the tails of these triplets, then of their heads."""
         head, relation, tail = (torch.tensor(one[triplets]) for one in triplet_arrays(self.graph))
         ends = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
-        found = []
+        ranked = []
         for queries in torch.arange(len(ends[0])).split(QUERIES):
             h, r, t = (end[queries] for end in ends)
-            found.append(filtered_ranks(*self._ordered(h, r, t)))
-        return tuple(map(np.concatenate, zip(*found, strict=True)))  # type: ignore[return-value]
+            ranked.append(filtered_ranks(*self._ordered(h, r, t)))
+        return tuple(map(np.concatenate, zip(*ranked, strict=True)))  # type: ignore[return-value]
 
     def _ordered(self, head: Tensor, relation: Tensor, tail: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         scores, left_out = self.scores(head, relation)
@@ -125,7 +128,8 @@ def plot(inputs: TaskInputs) -> Panels:
     rows: list[list[Panel]] = []
     for number, place in enumerate(places.tolist()):
         left_out[number, tail[place]] = False
-        order = np.argsort(-np.where(left_out[number], -np.inf, scores[number]), kind="stable")[:TOP]
+        order = np.argsort(-np.where(left_out[number], -np.inf, scores[number]), kind="stable")
+        order = order[: min(TOP, int((~left_out[number]).sum()))]
         lines = [(clipped(graph.payloads[node], 44, 1), verdict_color(node == tail[place])) for node in order.tolist()]
         row = int(graph.rows[head[place]])
         right = bool(order[0] == tail[place])

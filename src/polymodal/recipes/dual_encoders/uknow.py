@@ -5,12 +5,11 @@ within and between images, within and between texts, and between both. An anchor
 of them, and what the graph links is no negative; the same graph is completed by link prediction (reasoning), on
 features of the frozen encoders.
 
-The official repository has a README and no code; schema and types are from there, and relations, losses, weights, the
-scorers' sizes and thresholds are choices of this package. Differs from the paper in: content is extracted by
-simple tools (thumbnails or the embeddings of a run, basic colors, regions and metadata of the data, frequent and
-capitalized words, TF-IDF) and not by detectors, scene and NER models, and texts are not summarized; text without an
-image is no node; the news data set is not built; classification by events is that of labels (`evaluate`); multi-hop
-retrieval and visual question answering are left out.
+The official repository has a README and no code: the types are from there, relations, losses, weights and thresholds
+are choices of this package. Differs from the paper in: content is extracted by simple tools (thumbnails or a run's
+embeddings, colors, regions and metadata of the data, frequent and capitalized words, TF-IDF), not by detectors, scene
+and NER models, and texts are not summarized; text without an image is no node; the news data set is not built; event
+classification is that of labels (`evaluate`); multi-hop retrieval and visual question answering are left out.
 
 Terms: unit knowledge = data.knowledge_graph.RELATIONS, content extraction = curation.unit_knowledge.extract_content,
 information symbolization = curation.unit_knowledge.symbolize, knowledge construction =
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from polymodal.constraints import NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation.unit_knowledge import ConverterConfig, convert, node_features
-from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.knowledge import KnowledgeColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.knowledge_graph import KnowledgeGraph, relations_of
@@ -48,8 +46,8 @@ from polymodal.models.knowledge_graph_completion import (
     CompletesGraph,
     KnowledgeGraphCompletion,
     KnowledgeGraphCompletionConfig,
+    LinkBatch,
     LinkedNodes,
-    TripletBatch,
     sample_triplets,
 )
 from polymodal.objectives.contrastive import info_nce
@@ -82,8 +80,7 @@ IMAGES, SYMBOLS = ("image", "image_neighbor"), ("tag", "entity")
 class KnowledgeBatch(ImageTextBatch):
     """Anchors and a neighbor by each type of edge; without nodes: pairs (CLIP).
 
-    nodes: their numbers in the order of `Recipe.items`, then the text again if it is a caption of the image and no
-    anchor by itself; -1 where there is none.
+    nodes: numbers in the order of `Recipe.items`, then the text again if it is a caption of the image; -1 for none.
     """
 
     image_neighbor: NotRequired[Float[Tensor, "batch 3 size size"]]
@@ -97,8 +94,8 @@ class UKnow(CompletesGraph, DualEncoder):
     def __init__(self, recipe: Recipe, vocabulary: int, graph: KnowledgeGraph):
         super().__init__(recipe, vocabulary)
         self.recipe, self.graph = recipe, graph
-        own = [unit for unit in recipe.unit_knowledge if unit != "IT_cross" and recipe.own_temperatures]
-        self.scales = nn.ModuleDict({unit: LogitScale(recipe.logit_scale_init) for unit in own})
+        units = [unit for unit in recipe.unit_knowledge if unit != "IT_cross" and recipe.own_temperatures]
+        self.scales = nn.ModuleDict({unit: LogitScale(recipe.logit_scale_init) for unit in units})
         self.linked = LinkedNodes(graph, recipe.unit_knowledge)
         self.completion = None
         if recipe.reasoning_fraction:
@@ -157,8 +154,7 @@ class Recipe(DualEncoderRecipe):
 
     @property
     def links(self) -> dict[str, tuple[str, str, Unit]]:
-        units = self.unit_knowledge or ("IT_cross",)
-        return {name: link for name, link in LINKS.items() if link[2] in units}
+        return {name: link for name, link in LINKS.items() if link[2] in (self.unit_knowledge or ("IT_cross",))}
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -174,23 +170,18 @@ class Recipe(DualEncoderRecipe):
     def stages(self) -> tuple[Stage, ...]:
         """Pre-training, on anchors with and without captions or on pairs alone; then reasoning."""
         towers = ("image_*", "text_*", "logit_scale*", "scales.*")
+        links: dict[str, Any] = {"batch": "triplet_batch", "losses": "link_losses", "order": "anchor_order"}
         return (
             Stage("pre-training", 1 - self.reasoning_fraction, towers, order="anchor_order", mine="anchor_rows"),
-            Stage(
-                "reasoning", self.reasoning_fraction, ("completion.*",),
-                batch="triplet_batch", losses="link_losses", order="anchor_order", mine="embed_nodes",
-            ),
-        )  # fmt: skip
+            Stage("reasoning", self.reasoning_fraction, ("completion.*",), mine="embed_nodes", **links),
+        )
 
     def cacheable_encoders(self) -> tuple[str, ...]:
         return ()
 
     def columns(self) -> Declared:
-        return {
-            "image": ImageColumn.of(self.image.image_size, self.image.image_mean_std),
-            "text": Sparse(TextColumn(self.text)),
-            "knowledge": KnowledgeColumn(self.graph_of),
-        }
+        further = {"text": Sparse(TextColumn(self.text)), "knowledge": KnowledgeColumn(self.graph_of)}
+        return {**super().columns(), **further}
 
     def graph_of(self, corpus: Corpus) -> KnowledgeGraph:
         """Make the graph of the training rows; links are held out where link prediction is trained."""
@@ -235,7 +226,7 @@ class Recipe(DualEncoderRecipe):
             batch["nodes"] = torch.from_numpy(nodes)
         return KnowledgeBatch(**batch)  # type: ignore[typeddict-item]
 
-    def triplet_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> TripletBatch:
+    def triplet_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LinkBatch:
         """A training triplet for each example, sampled from the whole graph."""
         return sample_triplets(processor.knowledge.graph, example_rng.generators)
 
