@@ -130,7 +130,9 @@ def plot(inputs: TaskInputs) -> Panels:
         left_out[number, tail[place]] = False
         order = np.argsort(-np.where(left_out[number], -np.inf, scores[number]), kind="stable")
         order = order[: min(TOP, int((~left_out[number]).sum()))]
-        lines = [(clipped(graph.payloads[node], 44, 1), verdict_color(node == tail[place])) for node in order.tolist()]
+        lines = [
+            (clipped(graph.payloads[node], 44, 1), verdict_color(node == int(tail[place]))) for node in order.tolist()
+        ]
         row = int(graph.rows[head[place]])
         right = bool(order[0] == tail[place])
         title = graph.relations[relation[place]]

@@ -180,7 +180,7 @@ class Recipe(DualEncoderRecipe):
         return ()
 
     def columns(self) -> Declared:
-        further = {"text": Sparse(TextColumn(self.text)), "knowledge": KnowledgeColumn(self.graph_of)}
+        further: Declared = {"text": Sparse(TextColumn(self.text)), "knowledge": KnowledgeColumn(self.graph_of)}
         return {**super().columns(), **further}
 
     def graph_of(self, corpus: Corpus) -> KnowledgeGraph:
