@@ -29,6 +29,7 @@ INSTEAD = {
     r"--seeds \d+": "--seeds 1",
     r"three seven": "red green",  # classes of the synthetic corpus
     r"(attack .*)": r"\1 --examples 4",
+    r"--converter\.events category concept": "--converter.events label",
     r"--init hf:\S+": "",  # a download; tests/test_pretrained_page.py loads such weights
 }
 ELSEWHERE = {  # commands that wait, or need a download, and the tests that run them
@@ -92,10 +93,11 @@ def reader(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def write_tables(folder: Path, captions: list[str]) -> None:
-    """Write a folder of rated images, and one of records in classes, a table beside each."""
-    tables = {"photos": ["image,mos"], "records": ["image,text,label,group"]}
+    """Write folders of rated images, of records in classes and of images of events, a table beside each."""
+    tables = {"photos": ["image,mos"], "records": ["image,text,label,group"], "news": ["image,text,event"]}
     for number, caption in enumerate(captions):
         tables["photos"].append(f"{number}.png,{number % 7}")
+        tables["news"].append(f"{number}.png,{caption},event {number % 9}")
         tables["records"].append(f"{number}.png,{caption},class {number % 12},class {number % 12}")
     for name, lines in tables.items():
         (folder / name).mkdir()

@@ -17,7 +17,7 @@ from typing import Any
 
 import polymodal as pm
 from polymodal import corpora, recipes
-from polymodal.claims import cloc, fdt
+from polymodal.claims import cloc, fdt, uknow
 from polymodal.claims import inductive_moment_matching as imm
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import write_plots
@@ -77,6 +77,7 @@ EXAMPLES = (
         {"pretraining": "none", "batch_size": 32},
     ),
     Example("clippings", "emoji_records", ("linking",), 60),
+    Example("uknow", "emoji_vendors", ("link_prediction",), 60, start=uknow.reasoning.treatment),
     Example("simvg", "referring", ("referring",), 200),
     Example("inductive_moment_matching", "digits", ("image_generation",), 240, start=imm.claim.treatment),
     Example("dgvae", "viewers", ("recommendation", "item_prototypes", "prototype_words"), 40),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.emoji_activities import emoji_activities
     from polymodal.corpora.emoji_cultures import emoji_cultures
     from polymodal.corpora.emoji_records import emoji_records
+    from polymodal.corpora.emoji_vendors import emoji_vendors
     from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
     from polymodal.corpora.furniture import furniture
@@ -93,6 +94,7 @@ __all__ = [
     "emoji_activities",
     "emoji_cultures",
     "emoji_records",
+    "emoji_vendors",
     "firm_names",
     "from_path",
     "from_shards",

@@ -1,4 +1,5 @@
-"""Message passing on graphs: graph convolution (GCN), also without weights (LightGCN), and graph attention (GAT)."""
+"""Message passing on graphs: graph convolution (GCN), also without weights (LightGCN) and by relation (R-GCN), and
+graph attention (GAT)."""
 
 from __future__ import annotations
 
@@ -71,6 +72,33 @@ class GraphConvolution(nn.Module):
         # Equation 2: D^(-1/2) (A + I) D^(-1/2) X W, as messages along edges.
         messages = self.linear(x)[ends[0]] * symmetric_weights(ends, len(x))[:, None]
         return scatter_sum(messages, ends[1], len(x)) + self.bias
+
+
+class RelationalGraphConvolution(nn.Module):
+    """R-GCN (Schlichtkrull et al. 2018, equations 2 and 3, without its nonlinearity), with basis decomposition."""
+
+    def __init__(self, width_in: int, width_out: int, num_relations: int, num_bases: int):
+        super().__init__()
+        self.bases = nn.Parameter(torch.empty(num_bases, width_in, width_out))
+        self.coefficients = nn.Parameter(torch.empty(num_relations, num_bases))
+        self.self_loop = nn.Linear(width_in, width_out)
+        for weight in (self.bases, self.coefficients):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self, x: Float[Tensor, "nodes width_in"], ends: Int[Tensor, "2 edges"], relation: Int[Tensor, " edges"]
+    ) -> Float[Tensor, "nodes width_out"]:
+        """Convolve. ends: source and target of every edge. relation: its number.
+
+        Messages of a relation are averaged over the neighbors of a node by it (1 / c_{i,r}).
+        """
+        nodes, relations = len(x), len(self.coefficients)
+        group = ends[1] * relations + relation
+        weight = 1 / group.bincount(minlength=nodes * relations)[group].to(x.dtype)
+        # Equation 3: W_r = sum_b a_rb V_b; messages of each basis are summed by their coefficient.
+        scaled = self.coefficients[relation] * weight[:, None]
+        messages = torch.stack([scatter_sum(x[ends[0]] * one[:, None], ends[1], nodes) for one in scaled.unbind(1)])
+        return torch.einsum("bni,bio->no", messages, self.bases) + self.self_loop(x)
 
 
 class GraphAttention(nn.Module):

@@ -140,6 +140,34 @@ def soft_target_cross_entropy(
     return _cross_entropy(queries, keys, logit_scale, lambda rows: targets[rows])
 
 
+def masked_info_nce(
+    a: Float[Tensor, "batch dim"],
+    b: Float[Tensor, "batch dim"],
+    logit_scale: Float[Tensor, ""] | float,
+    valid: Bool[Tensor, " batch"],
+    masked: Bool[Tensor, "batch candidates"],
+    masked_b_to_a: Bool[Tensor, "batch candidates"],
+) -> Float[Tensor, ""]:
+    """Return symmetric InfoNCE of rows without some of their negatives, such as neighbors in a graph (UKnow).
+
+    valid: rows that are a pair; the others are neither queries nor candidates. masked: candidates of `b`, of all
+    processes, that are no negatives of a row of `a`; its own pair stays whatever this says. masked_b_to_a: likewise
+    for `b`. With all rows valid and nothing masked it is InfoNCE. 0 without a valid row in any process.
+    """
+    every, index = all_gather(valid.float()).bool(), torch.arange(len(a), device=a.device)
+    pair = F.one_hot(rank() * len(a) + index, len(every)).bool()
+
+    def one_way(queries: Tensor, keys: Tensor, masked: Tensor) -> Tensor:
+        left_out = (masked | ~every) & ~pair
+        targets = (pair & valid[:, None]).to(queries)
+        every_key = all_gather_with_grad(keys)
+        return _cross_entropy(
+            queries, every_key, logit_scale, lambda rows: targets[rows], masked=lambda rows: left_out[rows]
+        )
+
+    return (one_way(a, b, masked) + one_way(b, a, masked_b_to_a)) / 2
+
+
 def mil_nce(
     a: Float[Tensor, "batch dim"],
     b: Float[Tensor, "batch positives dim"],
@@ -177,10 +205,12 @@ def _cross_entropy(
     logit_scale: Tensor | float,
     targets: Callable[[slice], Tensor],
     exclude: int | None = None,
+    masked: Callable[[slice], Tensor] | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy over rows with targets.
 
-    targets: of a slice of rows; normalized here. exclude: candidate exclude + i is excluded for row i (itself).
+    targets: of a slice of rows; normalized here. exclude: candidate exclude + i is excluded for row i (itself). masked:
+    of a slice of rows, True for candidates that are excluded, of which some have to be left.
     """
     dtype = torch.promote_types(queries.dtype, torch.float32)
 
@@ -191,6 +221,8 @@ def _cross_entropy(
             index = torch.arange(stop - start, device=logits.device)
             logits = logits.index_put((index, index + exclude + start), logits.new_tensor(-torch.inf))
             target = target.index_put((index, index + exclude + start), target.new_tensor(0.0))
+        if masked is not None:
+            logits = logits.masked_fill(masked(slice(start, stop)), -torch.inf)
         mass = target.sum(1)
         # sum_j t_j (logsumexp - logit_j) / sum_j t_j, in which 0 times a logit of -inf is 0.
         matching = torch.where(target > 0, target * logits, 0.0).sum(1) / torch.where(mass > 0, mass, 1.0)
