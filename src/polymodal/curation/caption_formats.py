@@ -80,16 +80,18 @@ def write_formats(
 
     All other splits stay as they are. alt_texts: AltText of a row, by default its captions without a format. Images
     that cannot be read are left out; an empty caption is not written. Raises UserError for an unknown format, a corpus
-    without images, and a folder that is not empty.
+    without images, a folder that is not empty, and where there is no image to caption.
     """
     for form in formats:
         control_prompt(form)
-    images, text = corpus.column_with(Image), corpus.column_with(Text)
+    images, columns = corpus.column_with(Image), dict(corpus.columns)
+    text = corpus.column_with(Text) if corpus.has_modality(Text) else "text"
+    columns.setdefault(text, Text())
 
     def alt_text_of(row: int) -> list[Caption] | None:
         try:
             corpus.value(row, images)
-            return by_format(alt_texts(corpus, row)).get(ALT_TEXT, [])
+            return by_format(alt_texts(corpus, row)).get(ALT_TEXT, []) if text in corpus.columns else []
         except UnreadableExample:
             return None
 
@@ -100,7 +102,8 @@ def write_formats(
     def rows() -> Iterator[dict[str, Any]]:
         training = corpus.rows("train").tolist()
         for start in range(0, len(training), CHUNK):
-            given = {row: some for row in training[start : start + CHUNK] if (some := alt_text_of(row)) is not None}
+            chunk = training[start : start + CHUNK]
+            given = {row: some for row in chunk if (some := alt_text_of(row)) is not None}
             first = [some[0].text if some else "" for some in given.values()]
             written = {form: captioner(corpus, [*given], form, first) for form in formats}
             for place, (row, some) in enumerate(given.items()):
@@ -120,10 +123,25 @@ def write_formats(
     fields = corpus.table.schema
     types = {field.name: field.type for field in fields if field.name in corpus.columns and field.name != text}
     described = {"formats": list(formats), **(made or {})}
-    return save_corpus(folder, about, corpus.columns, rows(), types=types, label=corpus.label, made=lambda: described)
+    return save_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=lambda: described)
+
+
+def texts_by_format(corpus: Corpus, max_rows: int) -> dict[str, list[str]]:
+    """Return the captions of each format of at most so many training examples."""
+    texts: dict[str, list[str]] = {}
+    for row in corpus.sample("train", max_rows).tolist():
+        try:
+            grouped = by_format(captions_in_formats(corpus, row))
+        except UnreadableExample:
+            continue
+        for form, captions in grouped.items():
+            texts.setdefault(form, []).extend(caption.text for caption in captions)
+    return texts
 
 
 def _as_records(corpus: Corpus, row: int, column: str) -> list[dict[str, str]] | None:
+    if column not in corpus.columns:
+        return None
     try:
         return [caption._asdict() for caption in corpus.value(row, column)]
     except UnreadableExample:

@@ -67,7 +67,10 @@ def _end_of_phrase(words: list[str], start: int) -> int:
 
 
 def entities(caption: str) -> list[str]:
-    """Return the nouns of noun phrases with an article, and the words of clauses without one, such as keywords, but no numbers."""
+    """Return the nouns of noun phrases with an article, and the words of clauses without one, such as keywords.
+
+    Words with digits, such as file names, are none.
+    """
     nouns: list[str] = []
     for words in _clauses(caption):
         starts = [place for place, word in enumerate(words) if word in ARTICLES | DEFINITE]

@@ -18,7 +18,7 @@ from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.data.columns.text import TextColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
 from polymodal.modalities import Text
-from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption, Tokenizer
+from polymodal.modalities.text import Caption, Tokenizer
 
 UNLIMITED = 100_000  # tokens
 MAX_MEASURED = 2000  # captions of a format
@@ -83,18 +83,19 @@ class CaptionFormatsColumn(TextColumn):
 def captions_in_formats(corpus: Corpus, row: int) -> list[Caption]:
     """Return the captions of the corpus's text column, and those of columns that are named after a format.
 
-    Raises UnreadableExample without any.
+    Such a column may be one of plain strings, as tables of users have it. Raises UnreadableExample without any.
     """
-    first = corpus.column_with(Text)
-    columns = [name for name, kind in corpus.columns.items() if isinstance(kind, Text) and name in CAPTION_FORMATS]
-    if first not in columns:
-        columns = [first, *columns]
-    if len(columns) == 1 and first not in CAPTION_FORMATS:
-        return corpus.value(row, first)
+    first, table = corpus.column_with(Text), getattr(corpus, "table", None)
+    stored = {*corpus.columns, *(table.column_names if table is not None else ())}
+    named = [name for name in CAPTION_FORMATS if name in stored and name != first]
+    if not named:
+        return tagged(corpus.value(row, first), first)
     captions: list[Caption] = []
-    for name in columns:
+    for name in (first, *named):
         with contextlib.suppress(UnreadableExample):
-            captions += tagged(corpus.value(row, name), name) if corpus.raw(row, name) is not None else []
+            if (value := corpus.raw(row, name)) is not None:
+                modality = corpus.columns.get(name)
+                captions += tagged((modality if isinstance(modality, Text) else Text()).decode(value), name)
     if not captions:
         raise UnreadableExample("the caption is empty")
     return captions
@@ -104,7 +105,7 @@ def tagged(captions: Iterable[Caption], column: str) -> list[Caption]:
     """Return captions of a column with the format that its name says; those of other columns have theirs."""
     if column not in CAPTION_FORMATS or column == ALT_TEXT:
         return [*captions]
-    return [Caption(text, format_tag(column, language or UNKNOWN_LANGUAGE)) for text, language in captions]
+    return [Caption(text, format_tag(column, language)) for text, language in captions]
 
 
 def truncated_fraction(texts: Sequence[str], tokenizer: Tokenizer) -> float:
