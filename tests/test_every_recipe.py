@@ -253,7 +253,8 @@ def test_micro_batches_train(run: Run, corpus: Corpus) -> None:
     """A step of micro-batches in every stage has finite losses, or is refused in one sentence."""
     steps, refusal = pm.Budget(steps=len(active_stages(run.recipe))), ""
     try:
-        halved = pm.train(run.recipe, corpus, steps, init=run.record.get("init"), runtime=RuntimeConfig(micro_batch=2))
+        data, runtime = corpus_for(name_of(run), corpus), RuntimeConfig(micro_batch=2)
+        halved = pm.train(run.recipe, data, steps, init=run.record.get("init"), runtime=runtime)
     except UserError as error:
         refusal = str(error)
     compares = [getattr(getattr(type(run.model), s.losses), "whole_batch", False) for s in active_stages(run.recipe)]
@@ -377,7 +378,8 @@ def published(request: pytest.FixtureRequest, corpus: Corpus) -> tuple[str, nn.M
             patch.setattr(TextTokenizer, learn, of_full_size(getattr(TextTokenizer, learn)))
         patch.setattr(TextTokenizer, "vocab_size", property(lambda tokenizer: tokenizer.published))
         with torch.device("cpu"):
-            processor = fit_processor(dataclasses.replace(recipe, batch_size=12), corpus)  # of so few examples
+            fewer = dataclasses.replace(recipe, batch_size=12)  # of so few examples
+            processor = fit_processor(fewer, corpus_for(name, corpus))
         return name, recipe.build(processor)
 
 

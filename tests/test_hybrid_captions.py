@@ -1,33 +1,31 @@
-"""Hybrid captions: sampling by mixing ratios, pure arms to the bit, formats by templates, assertions and diversity."""
+"""Hybrid captions: mixing ratios, pure arms to the bit, columns of formats, the other models of the claims."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
+from polymodal.claims import hybrid_captions as claims
+from polymodal.corpora import from_path
 from polymodal.corpora.corpus import Corpus
-from polymodal.curation import caption_formats, caption_quality
-from polymodal.curation.template_captioner import SceneFacts, SceneObject, TemplateCaptioner
-from polymodal.data.caption_mixing import caption_format, mixing_ratios, sample_formats
+from polymodal.data.caption_mixing import by_format, caption_format, mixing_ratios, sample_formats
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
-from polymodal.modalities.text import Caption, TextTokenizer
+from polymodal.errors import UserError
+from polymodal.modalities.text import Caption
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders.hybrid_captions import Recipe
 from polymodal.rng import ExampleRNG
 
 TINY = Recipe.tiny()
 ALT, SSC, DSC = Caption("IMG_12 cat", "de"), Caption("a cat", "en-x-ssc"), Caption("there is a cat.", "en-X-DSC")
-FACTS = SceneFacts(
-    (SceneObject("cat", "large", "red", "top"), SceneObject("bus", "small", "blue", "left")), ((0, "above", 1),)
-)
-WRITER = TemplateCaptioner({"cat": "animal", "bus": "vehicle", "dog": "animal"}, frozenset({"bus"}))
 
 
 def with_texts(corpus: Corpus, change: Any) -> Corpus:
@@ -82,42 +80,41 @@ def test_frequencies_of_formats_are_the_mixing_ratios() -> None:
     assert joined == [{"text": [Caption("IMG_12 cat. a cat", "de")]}]
 
 
-def test_formats_say_what_is_there_and_the_splitter_counts_it() -> None:
-    alt_text = "black-cat IMG_7"
-    texts = {form: WRITER.write("1", FACTS, form, alt_text).text for form in caption_formats.CONTROL_PROMPTS}
-    assert texts["ssc"] == "a red animal and a bus."
-    assert texts["dsc"] == "there is a large red animal. there is a small blue bus."
-    assert texts["afc"] == texts["dsc"].replace("animal", "cat")
-    assert texts["dsc_plus"].startswith("a large red animal is at the top of the image.")
-    assert texts["dsc_plus"].endswith("the animal is above the bus.")
-    numbers = {"ssc": 3, "dsc": 6, "dsc_plus": 9, "afc": 6}
-    for form, number in numbers.items():
-        written = WRITER.write("1", FACTS, form, alt_text)
-        assert written.truths == (True,) * number
-        assert len(caption_quality.split_assertions(written.text)) == number
-    # AltText of another image misleads: its dog is no cat, all else stays.
-    assert WRITER.write("1", FACTS, "afc", "dog").truths == (False, *(True,) * 5)
-    lying = dataclasses.replace(WRITER, hallucination_rate=0.3)
-    accuracy = {
-        form: np.mean([truth for key in range(400) for truth in lying.write(str(key), FACTS, form).truths])
-        for form in numbers
+def test_columns_of_formats_and_what_is_missing(tmp_path: Path) -> None:
+    table = ["file_name,alt_text,ssc,dsc"]
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        table.append(f"{number}.png,shop {number},a red {number},there is a very long red wall number {number}")
+    (tmp_path / "metadata.csv").write_text("\n".join(table))
+    photos = from_path(tmp_path)
+    recipe = dataclasses.replace(TINY, synthetic_formats=("ssc", "dsc"))
+    with pytest.warns(UserWarning, match=r"truncated to 24 tokens: 100% of dsc\.$"):
+        column = fit_processor(recipe, photos).text
+    grouped = by_format(column.load(photos, 0))
+    assert {name: [one.text[:6] for one in some] for name, some in grouped.items()} == {
+        "alt_text": ["shop 0"],
+        "ssc": ["a red "],
+        "dsc": ["there "],
     }
-    assert accuracy["ssc"] - 0.02 > accuracy["dsc"] > accuracy["dsc_plus"] + 0.02
-    assert lying.write("7", FACTS, "dsc_plus") == lying.write("7", FACTS, "dsc_plus")
+    assert column.settings()["truncated"] == {"alt_text": 0.0, "ssc": 0.0, "dsc": 1.0}
+    assert len(column(["there is a very long red wall"]).ids[0]) == 24
+    with pytest.raises(UserError, match="no captions of the format afc; give them a column"):
+        dataclasses.replace(TINY, synthetic_formats=("afc",)).training_corpora(photos)
+    with pytest.raises(UserError, match="names one format or more"):
+        dataclasses.replace(TINY, synthetic_formats=())
+    with pytest.raises(UserError, match="cannot be concatenated"):
+        dataclasses.replace(TINY, synthetic_ratio=1.0, combination="concatenate")
 
 
-def test_reports_count_entities_in_equal_samples_and_truncated_captions() -> None:
-    assert caption_quality.entities("A photo of a red bus and the dog") == ["bus", "dog"]
-    assert caption_quality.entities("IMG_12, chili, hot") == ["chili", "hot"]
-    assert caption_quality.listed("Here:\n- a\n* b\n- a\n") == ["a", "b"]
-    texts = {"alt_text": ["cat", "dog", "bus", "bus"], "dsc": ["a cat is at the top.", "there is a red cat."]}
-    tokenizer = TextTokenizer.characters([*texts["dsc"], *texts["alt_text"]], 60, 21)
-    reports = caption_quality.format_reports(texts, tokenizer)
-    assert {name: report.counted for name, report in reports.items()} == {"alt_text": 2, "dsc": 2}
-    assert (reports["dsc"].assertions, reports["dsc"].entities) == (2.0, 1)
-    # 20 and 19 characters with two special tokens: one of 22 is truncated to 21.
-    assert (reports["dsc"].tokens, reports["dsc"].truncated) == (21.5, 0.5)
-    assert reports["dsc"].entities_per_1k_tokens == pytest.approx(1000 / 43)
-    assert tokenizer.context_length == 21
-    judged = caption_quality.assertion_accuracy(texts["dsc"], lambda number, assertion: "red" not in assertion)
-    assert judged == 0.75
+@pytest.mark.parametrize("mixed", [claims.MixedMonolith, claims.MixedGeneration])
+def test_other_models_of_the_claims_train_on_the_sampled_format(corpus: Corpus, mixed: Any) -> None:
+    written = with_texts(corpus, lambda some: some + short(some))
+    recipe = dataclasses.replace(mixed.tiny(), synthetic_ratio=1.0, synthetic_formats=("ssc",))
+    processor = fit_processor(recipe, written)
+    examples = Reader(written, processor).read_all(written.rows("train")[:4])[1]
+    kept = [example | {"text": example["text"][-1:]} for example in examples]
+    make = "semantic_batch" if mixed is claims.MixedMonolith else "training_batch"
+    arms = ((recipe, examples), (mixed.__base__.tiny(), kept))
+    batches = [getattr(one, make)(given, processor, ExampleRNG.of(0, 0, 4)) for one, given in arms]
+    tokens = [(batch["sequences"] if "sequences" in batch else batch["text"]).ids for batch in batches]
+    assert torch.equal(*tokens)
