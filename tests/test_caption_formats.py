@@ -66,7 +66,8 @@ def test_reports_count_entities_in_equal_samples_and_truncated_captions() -> Non
 def test_a_captioner_adds_formats_to_training_images_and_learns_from_control_prompts(
     corpus: Corpus, tmp_path: Path
 ) -> None:
-    corpus = dataclasses.replace(corpus, columns={name: corpus.columns[name] for name in ("image", "text")})
+    columns = {name: corpus.columns[name] for name in ("image", "text")}
+    corpus = dataclasses.replace(corpus, columns=columns, label=None)
     prompted: list[str] = []
 
     def write(corpus: Corpus, rows: Any, form: str, alt_texts: Any) -> list[str]:

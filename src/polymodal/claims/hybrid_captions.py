@@ -2,10 +2,10 @@
 AltText alone, against synthetic captions alone (`--claim synthetic`), and formats for a language model that sees
 (`--claim formats`).
 
-Images are composed scenes, whose captions in all formats are written by templates: synthetic captions see attributes,
-places and relations, name every other concept, and are wrong now and then; AltText names objects of all concepts among
-clutter, and three of ten AltTexts are of another image. Queries are captions as people write them, with attributes and
-names of all objects; names alone (`test_names`), and long captions with places (`test_long`).
+Images are composed of two emoji of 32 concepts, with captions in all formats by templates: synthetic ones see
+attributes, places and relations, name every other concept, and are wrong now and then; AltText names objects of all
+concepts among clutter, and three of ten AltTexts are of another image. Queries are captions as people write them, with
+attributes and names of all objects; names alone (`test_names`); and long captions with places (`test_long`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.scenes import SIDE as SCENE_SIDE
+from polymodal.corpora.scenes import compose, place_name, relate, scene_questions, sprites_of
 from polymodal.curation.template_captioner import (
     SceneFacts,
+    SceneObject,
     TemplateCaptioner,
     noisy_alt_text,
-    scene_facts,
     with_article,
 )
 from polymodal.data.caption_mixing import SYNTHETIC_FORMATS, format_tag, mixing_ratios, sample_formats
@@ -37,6 +39,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.modalities import Image, Questions, Text
+from polymodal.modalities.image import encoded
 from polymodal.modalities.text import stored_texts
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders.hybrid_captions import Recipe
@@ -54,14 +57,35 @@ CLASSES = {
     "Activities": "activity",
 }
 HALLUCINATION_RATE, IRRELEVANT = 0.3, 0.3
+CONCEPTS, SIDE = 32, 64
+COUNTS = {"train": 3000, "validation": 200, "test": 400, "test_twitter": 400}
 
 
-def captioner(corpus: Corpus, seed: int) -> TemplateCaptioner:
-    """Return a captioner that recognizes every other concept of the scenes."""
+def composed_scenes(vendor: str, count: int, seed: int) -> Iterator[tuple[bytes, SceneFacts, list[dict[str, str]]]]:
+    """Yield images of two of the concepts, with what can be said of them and questions."""
+    sprites, rng = sprites_of(vendor)[:CONCEPTS], np.random.default_rng(seed)
+    for number in range(count):
+        chosen = [sprites[place] for place in rng.choice(CONCEPTS, 2, replace=False)]
+        image, _, regions = compose(chosen, rng, SIDE)
+        edges = relate([region["box"] for region in regions])
+        objects = [
+            SceneObject(sprite.name, region["name"].split()[0], sprite.color, place_name(region["box"], SIDE))
+            for sprite, region in zip(chosen, regions, strict=True)
+        ]
+        names = [sprite.name for sprite in sprites]
+        absent = next(name for name in names[number % CONCEPTS :] + names if name not in {one.name for one in chosen})
+        relations = tuple((edge["source"], edge["relation"], edge["target"]) for edge in edges)
+        # The places of questions are those of the facts, as their boxes are in pixels of a larger image.
+        scaled = [region | {"box": [SCENE_SIDE / SIDE * edge for edge in region["box"]]} for region in regions]
+        yield encoded(image), SceneFacts(tuple(objects), relations), scene_questions(chosen, scaled, edges, absent)
+
+
+def captioner(seed: int) -> TemplateCaptioner:
+    """Return a captioner that recognizes every other concept."""
     emoji = load_corpus("emoji").table
     columns = (emoji.column(name).to_pylist() for name in ("concept", "category"))
     classes = {concept: CLASSES.get(category, "object") for concept, category in zip(*columns, strict=True)}
-    names = sorted({one.name for row in corpus.rows("train").tolist() for one in scene_facts(corpus, row).objects})
+    names = sorted(sprite.name for sprite in sprites_of("google")[:CONCEPTS])
     return TemplateCaptioner(classes, frozenset(names[::2]), HALLUCINATION_RATE, seed)
 
 
@@ -74,31 +98,30 @@ def human_caption(facts: SceneFacts, places: bool = False) -> str:
 
 def hybrid_scenes(run: Run | None, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     """Write scenes with captions in all formats for training, and test images with three kinds of queries."""
-    writer, rng = captioner(corpus, seed), np.random.default_rng(seed)
-    training = corpus.rows("train").tolist()
+    writer, rng = captioner(seed), np.random.default_rng(seed)
 
-    def record(row: int, split: str, texts: list[dict[str, str]]) -> dict[str, Any]:
-        values = {name: corpus.raw(row, name) for name in ("image", "questions")}
-        return values | {"key": f"{split}: {corpus.key(row)}", "split": split, "text": texts}
+    def training_texts(key: str, facts: SceneFacts, others: SceneFacts) -> list[dict[str, str]]:
+        names, other_names = ([one.name for one in some.objects] for some in (facts, others))
+        alt_text = noisy_alt_text(names, other_names, IRRELEVANT, rng)
+        written = {form: writer.write(key, facts, form, alt_text).text for form in SYNTHETIC_FORMATS}
+        texts = [stored_texts(text, language=format_tag(form)) for form, text in written.items()]
+        return [*stored_texts(alt_text), *(text for some in texts for text in some)]
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in training:
-            facts, others = (scene_facts(corpus, one) for one in (row, int(rng.choice(training))))
-            names, other_names = ([one.name for one in some.objects] for some in (facts, others))
-            alt_text = noisy_alt_text(names, other_names, IRRELEVANT, rng)
-            texts = stored_texts(alt_text)
-            for form in SYNTHETIC_FORMATS:
-                written = writer.write(corpus.key(row), facts, form, alt_text)
-                texts += stored_texts(written.text, language=format_tag(form))
-            yield record(row, "train", texts)
-        for split in ("validation", "test"):
-            for row in corpus.rows(split).tolist():
-                facts = scene_facts(corpus, row)
-                yield record(row, split, stored_texts(human_caption(facts)))
-                if split == "test":
-                    named = " ".join(one.name for one in facts.objects)
-                    yield record(row, "test_names", stored_texts(named))
-                    yield record(row, "test_long", stored_texts(human_caption(facts, places=True)))
+        for place, (split, count) in enumerate(COUNTS.items()):
+            vendor = "twitter" if split == "test_twitter" else "google"
+            before = None
+            for number, (image, facts, questions) in enumerate(composed_scenes(vendor, count, 10 * seed + place)):
+                texts = {split: stored_texts(human_caption(facts))}
+                if split == "train":
+                    texts = {split: training_texts(str(number), facts, before or facts)}
+                elif split == "test":
+                    texts["test_names"] = stored_texts(" ".join(one.name for one in facts.objects))
+                    texts["test_long"] = stored_texts(human_caption(facts, places=True))
+                for named, some in texts.items():
+                    key = f"{named}/{number}"
+                    yield {"key": key, "split": named, "image": image, "text": some, "questions": questions}
+                before = facts
 
     columns: dict[str, Any] = {"image": Image(), "text": Text(), "questions": Questions()}
     about = dataclasses.replace(corpus.about, name="hybrid_scenes", description="scenes with captions in all formats")
@@ -175,6 +198,7 @@ claim = Claim(
         "test/text_to_image/R@1",
         "test_names/text_to_image/R@10",
         "test_long/text_to_image/R@10",
+        "test_twitter/text_to_image/R@10",
     ),
     tuning={"learning_rate": (1e-3, 2e-3)},
     tuning_fraction=0.5,

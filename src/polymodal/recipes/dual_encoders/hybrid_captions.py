@@ -8,18 +8,19 @@ image generation. Captions are those of one column whose languages have a privat
 `en-x-dscplus`, `en-x-afc`), or of columns with the names `alt_text`, `ssc`, `dsc`, `dsc_plus` and `afc`; anything else
 is AltText. The fraction of each format that the context length truncates is in `processor.json`, and in a warning.
 
-Terms: SSC, DSC, DSC+, AFC = curation.caption_formats, ANA and diversity = curation.caption_quality, mixing ratio =
-Recipe.synthetic_ratio, caption mixing = data.caption_mixing.
+Terms: control prompt = caption_formats.CONTROL_PROMPTS, AFC = caption_formats.write_formats, ANA =
+caption_quality.average_assertions, diversity = caption_quality.format_reports, mixing ratio = Recipe.synthetic_ratio,
+c ~ Categorical(r) = caption_mixing.sample_formats.
 
 Differs from the paper in: no code and no model was released, so that the captioner is any finished run that answers
-questions about images (`RunCaptioner`), fine-tuned in two stages on control prompts (`write_control_prompts`), or a
-template over known scenes (`TemplateCaptioner`), whose hallucinations grow with the length; assertions are split by
-rules for English or by a chat model, and their accuracy is that of the template or of a judge that the user gives; an
-image without a format that is sampled takes the others; the tokenizer is learned on all formats. Left out: OCR texts of
-the captioner's first stage; the interleaved and text-only documents of MM1's pre-training and its few-shot evaluation;
-GenEval, as generated scenes are not checked for attributes; wide and long sizes (300 million images of VeCap). The
-claims' arms for a language model that sees and for flow matching are `mono_internvl` and `inductive_moment_matching`
-with the same sampler (`claims/hybrid_captions.py`); they are no recipes of their own.
+questions about images (`polymodal caption RUN --formats ssc dsc`), fine-tuned in two stages on control prompts
+(`curation.caption_formats.write_control_prompts`), or a template over scenes that are known, whose hallucinations grow
+with the length; assertions are split by rules for English or by a chat model, and their accuracy is that of the
+template, or of a judge that the user gives; an image that lacks the sampled format takes another one; the tokenizer is
+learned on all formats, whatever the ratios. Left out: OCR texts in the captioner's first stage; interleaved documents
+and texts of MM1's pre-training, and its evaluation with few examples; GenEval, as no generated image is checked for its
+attributes. Other models of the claims are `mono_internvl` and `inductive_moment_matching` with the same sampler, and
+no recipes of their own; samples are matched between formats, not tokens.
 """
 
 from __future__ import annotations
