@@ -54,7 +54,7 @@ def scene_facts(corpus: Corpus, row: int) -> SceneFacts:
     )
 
 
-class Written(NamedTuple):
+class WrittenCaption(NamedTuple):
     """A caption, and for each of its assertions whether it is true."""
 
     text: str
@@ -82,7 +82,7 @@ class TemplateCaptioner:
         each = zip(rows, alt_texts, strict=True)
         return [self.write(corpus.key(row), self.facts(corpus, row), form, alt_text).text for row, alt_text in each]
 
-    def write(self, key: str, facts: SceneFacts, form: str, alt_text: str = "") -> Written:
+    def write(self, key: str, facts: SceneFacts, form: str, alt_text: str = "") -> WrittenCaption:
         """Write the caption of a scene. Raises UserError for an unknown format."""
         control_prompt(form)
         writer = _Writer(self, np.random.default_rng([self.seed, zlib.crc32(f"{key}/{form}".encode())]))
@@ -144,8 +144,8 @@ class _Writer:
         self.truths.append(not wrong)
         return str(self.rng.choice(others)) if wrong else value
 
-    def done(self, text: str) -> Written:
-        return Written(text, tuple(self.truths))
+    def done(self, text: str) -> WrittenCaption:
+        return WrittenCaption(text, tuple(self.truths))
 
 
 def with_article(phrase: str) -> str:
