@@ -85,5 +85,7 @@ def test_a_captioner_adds_formats_to_training_images_and_learns_from_control_pro
     assert [(one.answer, one.kind) for one in prompts.value(3, "questions")] == [
         (caption.text, form) for caption, form in zip(added, ("ssc", "afc"), strict=True)
     ]
+    with pytest.raises(UserError, match="No caption of the format dsc was written"):
+        caption_formats.write_formats(corpus, tmp_path / "empty", lambda corpus, rows, *_: [" "] * len(rows), ("dsc",))
     with pytest.raises(UserError, match="has captions of dsc_plus"):
         caption_formats.write_control_prompts(written, tmp_path / "none", caption_formats.STAGES[1])

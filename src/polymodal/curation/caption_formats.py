@@ -80,7 +80,7 @@ def write_formats(
 
     All other splits stay as they are. alt_texts: AltText of a row, by default its captions without a format. Images
     that cannot be read are left out; an empty caption is not written. Raises UserError for an unknown format, a corpus
-    without images, a folder that is not empty, and where there is no image to caption.
+    without images, a folder that is not empty, and for a format that no image has a caption of.
     """
     for form in formats:
         control_prompt(form)
@@ -100,16 +100,22 @@ def write_formats(
         return values | {"key": corpus.key(row), "split": split, text: captions}
 
     def rows() -> Iterator[dict[str, Any]]:
-        training = corpus.rows("train").tolist()
+        training, counts = corpus.rows("train").tolist(), dict.fromkeys(formats, 0)
         for start in range(0, len(training), CHUNK):
             chunk = training[start : start + CHUNK]
             given = {row: some for row in chunk if (some := alt_text_of(row)) is not None}
             first = [some[0].text if some else "" for some in given.values()]
             written = {form: captioner(corpus, [*given], form, first) for form in formats}
+            for form in formats:
+                counts[form] += sum(bool(caption.strip()) for caption in written[form])
             for place, (row, some) in enumerate(given.items()):
                 synthetic = [Caption(written[form][place], format_tag(form)) for form in formats]
                 captions = [*some, *(caption for caption in synthetic if caption.text.strip())]
                 yield stored(row, "train", [caption._asdict() for caption in captions])
+        if empty := [form for form, count in counts.items() if not count]:
+            raise UserError(
+                f"No caption of the format {empty[0]} was written; train the captioner longer, on its control prompts."
+            )
         for split, others in corpus.splits.items():
             for row in others.tolist() if split != "train" else ():
                 yield stored(row, split, _as_records(corpus, row, text))
