@@ -190,7 +190,7 @@ claim = Claim(
     start_makes=hybrid_scenes,
     start_weights=False,
     corpus="scenes",
-    budget=Budget(steps=200),
+    budget=Budget(steps=150),
     seeds=5,
     metrics=(
         "test/text_to_image/R@10",
