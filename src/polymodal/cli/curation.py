@@ -22,6 +22,8 @@ from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.pairing import curate_pairs
 
+MAX_REPORTED = 5000  # training examples whose captions are reported on
+
 if TYPE_CHECKING:
     from polymodal.curation.pipeline import StepStats
 
@@ -113,7 +115,7 @@ def _print_step_counts(counts: Mapping[str, StepStats]) -> None:
 
 
 def caption(arguments: Arguments) -> None:
-    """caption a corpus's images by a run, keeping the best captions, as a corpus to train ulip_2 on"""
+    """caption a corpus's images by a run, keeping the best captions, or in formats, as a corpus to train on"""
     path, rest = positional(arguments, "caption RUN --out FOLDER [--corpus NAME | --data PATH] [--score-with RUN]")
 
     @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def caption(arguments: Arguments) -> None:
         """Output folder; `--data FOLDER` opens it."""
         score_with: str | None = None
         """Run that embeds images and texts, to rank captions by similarity (CLIP score); by default, by frequency."""
+        formats: tuple[str, ...] = ()
+        """Formats to write one caption each in, beside the images' own texts: ssc (short), dsc (descriptive), dsc_plus
+        (dense) and afc (AltText-fused), as hybrid_captions trains on; without, several captions are sampled."""
 
     kinds = {"options": Options, "captions": source.find("polymodal.curation.captions", "CaptionOptions")}
     parsed = parse_together(kinds, rest, "caption RUN", caption)
@@ -133,6 +138,8 @@ def caption(arguments: Arguments) -> None:
 
     out, score_with, options = parsed.options.out, parsed.options.score_with, source.real(parsed.captions)
     run, corpus = run_and_corpus(path, parsed.options)
+    if parsed.options.formats:
+        return _write_formats(run, corpus, path, out, parsed.options.formats, options.max_new_tokens)
     ranker, counts = load_run(score_with, parsed.options.trust_code) if score_with else None, CaptionCounts()
     unfinished = progress_file(Path(out))
     captions = captioned(
@@ -165,6 +172,25 @@ def caption(arguments: Arguments) -> None:
         f"Wrote {len(written.rows('train')):,} training examples with captions, and all other splits, to {out}.",
         highlight=False,
     )
+
+
+def _write_formats(run: Any, corpus: Any, path: str, out: str, formats: tuple[str, ...], max_new_tokens: int) -> None:
+    """Write a caption of each format for every training image, and report on them."""
+    from polymodal.curation.caption_formats import RunCaptioner, texts_by_format, write_formats
+    from polymodal.curation.caption_quality import format_reports
+
+    made_of = {"run": path, "corpus": corpus.name}
+    written = write_formats(corpus, out, RunCaptioner(run, max_new_tokens), formats, made=made_of)
+    reports = format_reports(texts_by_format(written, MAX_REPORTED))
+    header = ["format", "captions", "words", "assertions (ANA)", "unique entities", "entities per 1,000 words"]
+    lines = []
+    for form, one in reports.items():
+        unique = f"{one.entities:,} in {one.counted:,} captions"
+        means = [f"{one.tokens:.1f}", f"{one.assertions:.1f}", unique, f"{one.entities_per_1k_tokens:.1f}"]
+        lines.append([form, f"{one.captions:,}", *means])
+    print_table(header, lines, right=(1, 2, 3, 5))
+    training = f"{len(written.rows('train')):,} training examples"
+    terminal().print(f"Wrote {training} with captions of {', '.join(formats)} to {out}.", highlight=False)
 
 
 def sample_preferences(arguments: Arguments) -> None:

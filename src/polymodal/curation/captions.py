@@ -90,9 +90,10 @@ def check_embeds_pairs(run: Run) -> None:
         raise UserError(f"The run '{run.name}' does not embed images and texts; a method that does is clip.")
 
 
-def describe(run: Run, images: Sequence[np.ndarray], **options: Any) -> list[str]:
-    """Return a caption of each image. options: of `generate_text`; greedy without any."""
-    columns: dict[str, list[Any]] = {"image": list(images), "question": [DESCRIBE] * len(images)}
+def describe(run: Run, images: Sequence[np.ndarray], prompts: Sequence[str] | None = None, **options: Any) -> list[str]:
+    """Return a caption of each image. prompts: one an image. options: of `generate_text`; greedy without any."""
+    questions = [DESCRIBE] * len(images) if prompts is None else list(prompts)
+    columns: dict[str, list[Any]] = {"image": list(images), "question": questions}
     parts = answers(run.model, run.processor, "generate_text", columns, BATCH, **options)
     return run.processor.texts([ids for part in parts for ids in part])
 
