@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-CONCEPTS = 6
+CONCEPTS = 10
 WORDS = {
     "en": ("The red dome number {}", "a dome of stone", "Geology of the hills", "Rocks are old and hard, number {}."),
     "de": ("Die rote Kuppel Nummer {}", "eine Kuppel aus Stein", "Geologie der Hügel", "Steine sind alt und hart, {}."),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.driving import driving
     from polymodal.corpora.emoji import emoji
     from polymodal.corpora.emoji_activities import emoji_activities
+    from polymodal.corpora.emoji_pages import emoji_pages
     from polymodal.corpora.emoji_records import emoji_records
     from polymodal.corpora.firm_names import firm_names
     from polymodal.corpora.functions import functions
@@ -90,6 +91,7 @@ __all__ = [
     "driving",
     "emoji",
     "emoji_activities",
+    "emoji_pages",
     "emoji_records",
     "firm_names",
     "from_path",

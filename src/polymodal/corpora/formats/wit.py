@@ -69,7 +69,9 @@ def read(data: DataFiles) -> Rows:
     else:
         groups = connected_groups(table.column(IMAGE).to_pylist(), table.column(PAGE).to_pylist())
         table = table.append_column("group", pa.array(groups, pa.string()))
-    return Rows(table, images.root, {"image": Image(images.root), "text": Text()}, split=split, skipped=tuple(skipped))
+    columns = {"image": Image(images.root), "text": Text()}
+    plain = tuple(name for name in table.column_names if name in COLUMNS)
+    return Rows(table, images.root, columns, split=split, plain=plain, skipped=tuple(skipped))
 
 
 def _is_wit(file: Path) -> bool:
