@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
+
+from polymodal.corpora.text_fields import COLUMNS
 
 CONCEPTS = 10
 WORDS = {
@@ -74,3 +78,17 @@ def written_pages(folder: Path) -> list[dict[str, Any]]:
                 "is_main_image": False,
             })  # fmt: skip
     return rows
+
+
+def released(folder: Path, names: dict[str, range]) -> Path:
+    """Write the rows of pages as the release has them: TSV files, images named by the end of their URL."""
+    rows = written_pages(folder)
+    for name, members in names.items():
+        with gzip.open(folder / name, "wt", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(COLUMNS), delimiter="\t")
+            writer.writeheader()
+            for row in (rows[place] for place in members):
+                url = "https://upload.example/" + row["image_url"].replace("_", "%5F")
+                plain = {**row, "image_url": url, "original_height": 120}
+                writer.writerow({key: "" if value is None else value for key, value in plain.items()})
+    return folder

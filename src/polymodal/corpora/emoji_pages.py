@@ -48,10 +48,12 @@ def emoji_pages() -> Corpus:
 
 def texts_of(captions: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, list[str]]]:
     """Return name and keywords in each language."""
-    found: dict[str, list[str]] = defaultdict(list)
+    by_language: dict[str, list[str]] = defaultdict(list)
     for caption in captions:
-        found[caption["language"]].append(caption["text"])
-    return {language: (own[0], own[-1].split(", ")) for language, own in found.items() if language in LANGUAGES}
+        by_language[caption["language"]].append(caption["text"])
+    return {
+        language: (held[0], held[-1].split(", ")) for language, held in by_language.items() if language in LANGUAGES
+    }
 
 
 def attribution(texts: Mapping[str, tuple[str, list[str]]], spoken: Sequence[str], language: str) -> tuple[str, bool]:
@@ -69,13 +71,13 @@ def page_fields(
 ) -> dict[str, Any]:
     """Return the texts of one page, all that it may have. neighbors: names of emoji of the category."""
     name, keywords = texts[language]
-    own = [str(word) for word in rng.permutation(keywords)[:2]]
+    some = [str(word) for word in rng.permutation(keywords)[:2]]
     of_media, passes = attribution(texts, spoken, language)
-    section = [str(word) for word in rng.permutation([*own, *neighbors[:2]])]
+    section = [str(word) for word in rng.permutation([*some, *neighbors[:2]])]
     return {
-        FIELDS["reference"]: f"{name}, {own[0]}" if rng.random() < 0.5 else name,
+        FIELDS["reference"]: f"{name}, {some[0]}" if rng.random() < 0.5 else name,
         FIELDS["attribution"]: of_media,
-        FIELDS["alt"]: own[-1],
+        FIELDS["alt"]: some[-1],
         FIELDS["page"]: ", ".join(neighbors),
         FIELDS["section"]: ", ".join(section),
         "attribution_passes_lang_id": passes,
@@ -87,15 +89,15 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
     columns = drawn.table.select(["key", "split", "concept", "category", "vendor"]).to_pylist()
     texts = {row: texts_of(drawn.raw(row, "captions")) for row, one in enumerate(columns) if one["vendor"] == "google"}
     names: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for row, own in texts.items():
-        for language, (name, _) in own.items():
+    for row, named in texts.items():
+        for language, (name, _) in named.items():
             names[columns[row]["split"], columns[row]["category"], language].append(name)
     others = {(one["concept"], one["vendor"]): row for row, one in enumerate(columns)}
-    for row, own in prepare.track(texts.items(), "Pages", len(texts)):
+    for row, named in prepare.track(texts.items(), "Pages", len(texts)):
         one, spoken = columns[row], ["en", str(rng.choice(LANGUAGES[1:]))]
         held_out = one["split"] != "train"
         pages = [language for language in LANGUAGES[1:] if rng.random() < (TEST_PAGES if held_out else OTHER_PAGES)]
-        pages = ["en"] * (1 if held_out else ENGLISH_PAGES) + [page for page in pages if page in own]
+        pages = ["en"] * (1 if held_out else ENGLISH_PAGES) + [page for page in pages if page in named]
         images = {one["split"]: row}
         having = [others[one["concept"], vendor] for vendor in VENDORS if (one["concept"], vendor) in others]
         if one["split"] == "test" and having:
@@ -103,7 +105,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         for number, language in enumerate(pages):
             title = names[one["split"], one["category"], language]
             neighbors = [str(name) for name in rng.choice(title, min(4, len(title)), replace=False)]
-            fields = page_fields(own, language, [part for part in spoken if part in own], neighbors, rng)
+            fields = page_fields(named, language, [part for part in spoken if part in named], neighbors, rng)
             for field, probability in PRESENT.items():
                 is_first = field == "reference" and number == 0
                 if rng.random() >= probability and not (held_out or is_first):

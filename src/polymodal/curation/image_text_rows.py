@@ -244,8 +244,8 @@ def in_language(media: MediaPage, language: str, min_score: float) -> tuple[str,
     if marked is not None and plain:
         return marked, True
     text = " ".join(media.texts.values())
-    known = bool(text) and plain not in ("", UNKNOWN_LANGUAGE)
-    return text, known and language_score(text, plain) >= min_score
+    is_judged = bool(text) and plain not in ("", UNKNOWN_LANGUAGE)
+    return text, is_judged and language_score(text, plain) >= min_score
 
 
 def with_attribution(row: PageRow, media: MediaPage | None, min_score: float) -> PageRow:
@@ -290,7 +290,7 @@ class LoadedImages:
             return "generic name"
         if any(0 < side < filters.min_shown for side in shown[place]):
             return "shown too small"
-        license = (known.license if (known := media[place]) else "").lower().replace("-", " ")
+        license = (media_page.license if (media_page := media[place]) else "").lower().replace("-", " ")
         if filters.licenses and license and not license.startswith(tuple(one.lower() for one in filters.licenses)):
             return "license"
         if (facts := self.facts(*place)) is None:

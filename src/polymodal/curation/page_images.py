@@ -175,11 +175,11 @@ def _is_container(node: Any) -> bool:
 
 def _caption_nodes(container: Any) -> list[Any]:
     """Return the elements of a container that are its caption: `figcaption`, classes of captions, DocBook's title."""
-    found = [node for node in container.css("figcaption, [class]") if node.mem_id != container.mem_id]
-    own = [node for node in found if node.tag == "figcaption" or _classes(node) & CAPTION_CLASSES]
+    classed = [node for node in container.css("figcaption, [class]") if node.mem_id != container.mem_id]
+    captions = [node for node in classed if node.tag == "figcaption" or _classes(node) & CAPTION_CLASSES]
     if "figure" in _classes(container):
-        own += [node for node in found if node.tag in ("p", "div") and "title" in _classes(node)]
-    return own
+        captions += [node for node in classed if node.tag in ("p", "div") and "title" in _classes(node)]
+    return captions
 
 
 def _captions_of(node: Any) -> set[int]:
@@ -194,8 +194,8 @@ def _reference(image: Any) -> str:
     while node is not None and node.tag not in ("body", "html"):
         if _is_container(node) and (captions := _caption_nodes(node)):
             first = next((one for one in node.css("img") if source_of(one)), None)
-            own = first is not None and first.mem_id == image.mem_id
-            return next(filter(None, (words(_text_of(caption)) for caption in captions)), "") if own else ""
+            is_first = first is not None and first.mem_id == image.mem_id
+            return next(filter(None, (words(_text_of(caption)) for caption in captions)), "") if is_first else ""
         node = node.parent
     return ""
 

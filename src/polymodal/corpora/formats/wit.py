@@ -55,11 +55,11 @@ def read(data: DataFiles) -> Rows:
     if not table.num_rows:
         raise UserError(f"{files[0]} has no rows.")
     images, urls = ImageFiles.of(data), table.column(IMAGE).to_pylist()
-    found = {url: _file_of(url, images) for url in dict.fromkeys(urls)}
-    lost = [str(url) for url in urls if found[url] is None]
+    file_of = {url: _file_of(url, images) for url in dict.fromkeys(urls)}
+    lost = [str(url) for url in urls if file_of[url] is None]
     skipped += missing_images(len(lost), len(urls), next(iter(lost), ""), images, files[0])
-    there = pa.array([found[url] is not None for url in urls])
-    table = _typed(table.append_column("image", pa.array([found[url] for url in urls], pa.string()))).filter(there)
+    there = pa.array([file_of[url] is not None for url in urls])
+    table = _typed(table.append_column("image", pa.array([file_of[url] for url in urls], pa.string()))).filter(there)
     texts = pa.array([stored_captions(row) or None for row in table.to_pylist()], Text().arrow_type)
     table = table.append_column("text", texts)
     split = None

@@ -22,6 +22,7 @@ from polymodal.corpora.text_fields import (
     is_true,
 )
 from polymodal.data.columns.column import Column
+from polymodal.errors import UserError
 from polymodal.modalities import Text
 from polymodal.modalities.text import UNKNOWN_LANGUAGE, Caption
 
@@ -38,6 +39,19 @@ class FieldTexts:
     fields: Mapping[str, list[Caption]]
     passes_lang_id: bool = False
     translations: list[Caption] = field(default_factory=list)
+
+    def probabilities(self, weights: Mapping[str, float], checked_attribution: bool = False) -> dict[str, float]:
+        """Return sampling probabilities of the fields that are there: weights, renormalized to sum to 1.
+
+        checked_attribution: whether an attribution counts only if it was confirmed. Raises UserError where no field has
+        a weight.
+        """
+        there = {name: weight for name, weight in weights.items() if weight and self.fields.get(name)}
+        if checked_attribution and not self.passes_lang_id:
+            there.pop("attribution", None)
+        if not there:
+            raise UserError(f"The row of the image {self.image} has no field with a weight; leave such rows out.")
+        return {name: weight / sum(there.values()) for name, weight in there.items()}
 
 
 class FieldsColumn(Column):

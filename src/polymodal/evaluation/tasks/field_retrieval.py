@@ -104,15 +104,15 @@ def _text_to_image(test: FieldTest, language: str) -> _Ranked:
     places = test.places(language)
     relevant = [test.images[place] for place in places]
     best = ranks(test.text_vectors[torch.from_numpy(places)], test.image_vectors, relevant)
-    return _ranked(language, best, relevant, [images[0] for images in relevant], len(test.image_vectors))
+    return _ranked(language, best, relevant, [int(images[0]) for images in relevant], len(test.image_vectors))
 
 
 def _image_to_text(test: FieldTest, language: str) -> _Ranked:
     """Candidates are the texts in the language; any text of the image is right."""
     places = test.places(language)
     of_place = {place: number for number, place in enumerate(places.tolist())}
-    found = {image: [of_place[one] for one in own if one in of_place] for image, own in test.texts_of.items()}
-    relevant = {image: np.array(own) for image, own in sorted(found.items()) if own}
+    right = {image: [of_place[one] for one in texts if one in of_place] for image, texts in test.texts_of.items()}
+    relevant = {image: np.array(texts) for image, texts in sorted(right.items()) if texts}
     queries = test.image_vectors[torch.tensor(list(relevant))]
     best = ranks(queries, test.text_vectors[torch.from_numpy(places)], [*relevant.values()])
     return _ranked(language, best, [*relevant.values()], [*relevant], len(places))
@@ -127,12 +127,12 @@ def _across_languages(test: FieldTest, language: str) -> Iterator[_Ranked]:
         place: sorted({of_place[one] for image in test.images[place] for one in texts_of[image] if one in of_place})
         for place in queries.tolist()
     }
-    relevant = {place: own for place, own in relevant.items() if own}
+    relevant = {place: texts for place, texts in relevant.items() if texts}
     if relevant:
-        right = [np.array(own) for own in relevant.values()]
+        right = [np.array(texts) for texts in relevant.values()]
         vectors = test.text_vectors[torch.tensor(list(relevant))]
         best = ranks(vectors, test.text_vectors[torch.from_numpy(others)], right)
-        yield _ranked(language, best, right, [test.images[place][0] for place in relevant], len(others))
+        yield _ranked(language, best, right, [int(test.images[place][0]) for place in relevant], len(others))
 
 
 def _ranked(

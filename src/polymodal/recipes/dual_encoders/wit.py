@@ -14,7 +14,7 @@ Daft; `page_changed_recently` is null. Left out: ratings of samples by people, m
 personal data (texts with words of a list are dropped), the released splits, and retrieval on Flickr30k and COCO with
 the released models.
 
-Terms: REF, ATTR, ALT = text_fields.FIELDS, row = image_text_rows.PageRow, filters = image_text_rows.RowFilters, split
+Terms: text types = text_fields.FIELDS, row = image_text_rows.page_row, filters = image_text_rows.RowFilters, split
 by image = _splits.connected_groups, attribution_passes_lang_id = image_text_rows.in_language, L_text-text =
 losses.text_text, field sampling = Recipe.sample_field.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from polymodal.constraints import NonNegativeFloat, NonNegativeInt
 from polymodal.corpora.corpus import Corpus
-from polymodal.corpora.text_fields import CAPTIONS, LANGUAGE, field_rows, fields_of, has_fields, is_true
+from polymodal.corpora.text_fields import CAPTIONS, LANGUAGE, PASSES_LANG_ID, field_rows, fields_of, has_fields, is_true
 from polymodal.curation.image_text_rows import ImageTextRows, RowFilters, rows_of_pages
 from polymodal.data.columns.fields import FieldsColumn, FieldTexts
 from polymodal.data.processor import Declared, Processor
@@ -125,8 +125,6 @@ class Recipe(DualEncoderRecipe):
     max_rows: NonNegativeInt = 0
     """Maximum number of training rows, a uniform sample; 0: all."""
 
-    row_filters: ClassVar[type[RowFilters]] = RowFilters
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(self.field_weights.values()):
@@ -154,8 +152,8 @@ class Recipe(DualEncoderRecipe):
         return {**super().columns(), "fields": FieldsColumn(self.text_text_weight > 0)}
 
     def stages(self) -> tuple[Stage, ...]:
-        whole = all(self.field_weights[field] for field in CAPTIONS) and not self.checked_attribution
-        selects = self.train_languages or self.max_rows or not whole
+        lacks = self.checked_attribution or not all(self.field_weights[field] for field in CAPTIONS)
+        selects = self.train_languages or self.max_rows or lacks
         return (Stage("training", rows="training_rows" if selects else None),)
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
@@ -177,7 +175,7 @@ class Recipe(DualEncoderRecipe):
             spoken = {str(record.get(LANGUAGE)) for record in records}
             if missing := {*self.train_languages} - spoken:
                 raise unknown("language of the training rows", min(missing), spoken)
-            there = [self._has_field(record) and self._is_trained(record) for record in records]
+            there = [self._is_trained(record) for record in records]
             rows = rows[np.array(there, dtype=bool)]
         elif self.train_languages:
             raise UserError("--train-languages selects rows of WIT's columns; take --language for other data.")
@@ -190,29 +188,14 @@ class Recipe(DualEncoderRecipe):
         return rows[nested_subset([corpus.key(row) for row in rows.tolist()], self.max_rows / len(rows), 0)]
 
     def _is_trained(self, record: Mapping[str, Any]) -> bool:
-        return not self.train_languages or record.get(LANGUAGE) in self.train_languages
-
-    def _has_field(self, record: Mapping[str, Any]) -> bool:
-        return any(
-            self.field_weights[field] and (field != "attribution" or self._takes_attribution(record))
-            for field in fields_of(record)
-        )
-
-    def _takes_attribution(self, record: Mapping[str, Any]) -> bool:
-        return not self.checked_attribution or is_true(record.get("attribution_passes_lang_id"))
-
-    def field_probabilities(self, texts: FieldTexts) -> dict[str, float]:
-        """Sampling probabilities of the fields that a row has: the weights, renormalized to sum to 1."""
-        weights = {field: weight for field, weight in self.field_weights.items() if weight and texts.fields.get(field)}
-        if self.checked_attribution and not texts.passes_lang_id:
-            weights.pop("attribution", None)
-        if not weights:
-            raise UserError(f"The row of the image {texts.image} has no field with a weight; leave such rows out.")
-        return {field: weight / sum(weights.values()) for field, weight in weights.items()}
+        if self.train_languages and record.get(LANGUAGE) not in self.train_languages:
+            return False
+        refused = {"attribution"} if self.checked_attribution and not is_true(record.get(PASSES_LANG_ID)) else set()
+        return any(self.field_weights[field] for field in fields_of(record).keys() - refused)
 
     def sample_field(self, texts: FieldTexts, processor: Processor, rng: np.random.Generator) -> str:
         """A text of one sampled field, or of all fields; behind it the first words of the context."""
-        probabilities = self.field_probabilities(texts)
+        probabilities = texts.probabilities(self.field_weights, self.checked_attribution)
         if self.combine == "concatenate":
             chosen = list(probabilities)
         else:
@@ -227,7 +210,7 @@ class Recipe(DualEncoderRecipe):
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FieldBatch:
         """An augmented view of each image and a text of one of its fields; with it, one in another language."""
         of_rows, rngs = [example["fields"] for example in examples], example_rng.generators
-        captions = [[caption for own in row.fields.values() for caption in own] for row in of_rows]
+        captions = [[caption for texts in row.fields.values() for caption in texts] for row in of_rows]
         images = [example["image"] for example in examples]
         image = processor.image.augmented(images, self.augmentation, example_rng, captions)
         texts = [self.sample_field(row, processor, rng) for row, rng in zip(of_rows, rngs, strict=True)]
@@ -249,12 +232,10 @@ class Recipe(DualEncoderRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """ViT-B/16 and multilingual BERT base with its 119,547 tokens; the repository names neither towers nor
-        hyper-parameters, so that these are ours."""
-        text = dataclasses.replace(bert("base", 128), vocab_size=119_547)
+        """ViT-B/16 and multilingual BERT base of 119,547 tokens; the repository names no model, these are ours."""
         return cls(
             image=vit("B"),
-            text=text,
+            text=dataclasses.replace(bert("base", 128), vocab_size=119_547),
             embed_dim=512,
             word_dropout=0.0,
             batch_size=4096,
