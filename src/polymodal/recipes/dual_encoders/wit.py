@@ -2,17 +2,14 @@
 
 Pages give an image texts of different kinds: the caption under it (reference), the description of its own media page
 (attribution), the alternative text (alt), and around it the texts of page and section (context). `polymodal curate wit
-PAGES` makes rows of 17 columns from pages, with one row for an image at a place of a page; a training step takes one
-field of a row, sampled by weights over the fields that it has. Rows of one image are positives of each other, and texts
-of it in other languages may be compared, too (MURAL's text-text loss, to which the repository points). The evaluation
-`field_retrieval` measures each field and language, averaged over languages (macro-average), and text-to-text retrieval
-across languages through the image.
+PAGES` makes rows of 17 columns from pages, one for an image at a place of a page; a step takes one field of a row,
+sampled by weights over the fields that it has. Rows of one image are positives of each other, and texts of it in two
+languages may be compared, too (MURAL). `field_retrieval` measures each field and language, averaged over languages.
 
 Differs from the paper in: pages are HTML files, with or without media pages, in place of Wikipedia's dumps; thresholds,
-weights of fields and towers of `paper()` are not in the repository, and are ours; pages are read on one machine, not on
-Daft; `page_changed_recently` is null. Left out: ratings of samples by people, models that find offensive images and
-personal data (texts with words of a list are dropped), the released splits, and retrieval on Flickr30k and COCO with
-the released models.
+weights of fields and towers of `paper()` are ours, as the repository has columns and counts, and no code; pages are
+read on one machine, not on Daft; `page_changed_recently` is null. Left out: ratings of samples by people, models that
+find offensive images and personal data (texts with words of a list are dropped), and tests on Flickr30k and COCO.
 
 Terms: text types = text_fields.FIELDS, row = image_text_rows.page_row, filters = image_text_rows.RowFilters, split
 by image = _splits.connected_groups, attribution_passes_lang_id = image_text_rows.in_language, L_text-text =
