@@ -18,19 +18,18 @@ _all = Recipe(
 )
 
 
-def _only(**weights: float) -> Recipe:
-    nothing = dict.fromkeys(("reference_weight", "attribution_weight", "alt_weight"), 0.0)
-    return dataclasses.replace(_all, **{**nothing, **weights})
+def _only(reference: float = 0.0, attribution: float = 0.0, alt: float = 0.0) -> Recipe:
+    return dataclasses.replace(_all, reference_weight=reference, attribution_weight=attribution, alt_weight=alt)
 
 
 claim = Claim(
     sentence="Texts of all fields, one sampled at a step, transfer better to images of other vendors than the captions "
     "under the images alone.",
-    baseline=_only(reference_weight=1.0),
+    baseline=_only(reference=1.0),
     treatment=_all,
     further={
-        "attribution alone": _only(attribution_weight=1.0),
-        "alternative text alone": _only(alt_weight=1.0),
+        "attribution alone": _only(attribution=1.0),
+        "alternative text alone": _only(alt=1.0),
         "all fields and context": dataclasses.replace(_all, section_weight=0.2),
     },
     corpus="emoji_pages",

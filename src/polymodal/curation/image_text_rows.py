@@ -290,7 +290,7 @@ class LoadedImages:
             return "generic name"
         if any(0 < side < filters.min_shown for side in shown[place]):
             return "shown too small"
-        license = (media_page.license if (media_page := media[place]) else "").lower().replace("-", " ")
+        license = (of_image.license if (of_image := media[place]) else "").lower().replace("-", " ")
         if filters.licenses and license and not license.startswith(tuple(one.lower() for one in filters.licenses)):
             return "license"
         if (facts := self.facts(*place)) is None:

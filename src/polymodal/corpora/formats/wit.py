@@ -24,7 +24,7 @@ from polymodal.corpora.formats.csv import read_csv
 from polymodal.corpora.rows import Rows
 from polymodal.corpora.text_fields import CAPTIONS, COLUMNS, FIELDS, IMAGE, PAGE, is_true, stored_captions
 from polymodal.errors import UserError
-from polymodal.modalities import Image, Text
+from polymodal.modalities import Image, Modality, Text
 
 description = "TSV files of WIT, Wikipedia's image-text data, beside the images"
 SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".csv.gz")
@@ -69,7 +69,7 @@ def read(data: DataFiles) -> Rows:
     else:
         groups = connected_groups(table.column(IMAGE).to_pylist(), table.column(PAGE).to_pylist())
         table = table.append_column("group", pa.array(groups, pa.string()))
-    columns = {"image": Image(images.root), "text": Text()}
+    columns: dict[str, Modality] = {"image": Image(images.root), "text": Text()}
     plain = tuple(name for name in table.column_names if name in COLUMNS)
     return Rows(table, images.root, columns, split=split, plain=plain, skipped=tuple(skipped))
 
