@@ -1,5 +1,6 @@
 """The claims of `wit`, for `polymodal reproduce wit`: the fields of a row, and languages (`--claim languages`). Arms of
-the first see the same images, and those of the second the same number of rows; all are trained for the same steps."""
+the first see the same images (but for alternative texts alone, which two thirds of the images have), and those of the
+second the same number of rows; all are trained for the same steps."""
 
 from __future__ import annotations
 

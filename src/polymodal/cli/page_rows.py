@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from polymodal import recipes, source
 from polymodal.cli._flags import Arguments, parse_together
 from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
-from polymodal.errors import UserError
+from polymodal.errors import UserError, missing
 
 if TYPE_CHECKING:
     from polymodal.corpora.corpus import Corpus
@@ -51,6 +51,8 @@ def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[A
     say_of_paths(path)
     check_empty(Path(options.out))
     root = Path(path) if Path(path).is_dir() else None
+    if corpus is None and not Path(path).exists():
+        raise missing("file or folder", path)
     if corpus is None and root is None:
         raise UserError(f"Images are read from files beside the pages; give a folder in place of {path}.")
     pages, images = (
