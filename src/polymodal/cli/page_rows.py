@@ -58,6 +58,9 @@ def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[A
     pages, images = (
         (pages_of(corpus), images_of(corpus)) if corpus else (pages_in(Path(path)), images_below(Path(path)))
     )
+    if corpus is not None and "language" in corpus.table.column_names:
+        spoken = dict(zip(*(corpus.table.column(name).to_pylist() for name in ("key", "language")), strict=True))
+        pages = (page | {"language": spoken.get(page["key"]) or ""} for page in pages)
     filters = source.real(parsed.filters)
     result = recipes.find(spec).rows_of_pages(
         counted(pages, "Read"),

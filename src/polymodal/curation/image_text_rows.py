@@ -114,9 +114,9 @@ def rows_of_pages(
 ) -> ImageTextRows:
     """Make rows of pages, and filter them.
 
-    pages: with key, html and base. images: from page and address to the encoded image. media: of images, by the name of
-    the file, beside the media pages among the pages. flagged: words of texts that are left out. language: of pages that
-    state none. Raises UserError when nothing is left.
+    pages: with key, html and base, and language where it is known. images: from page and address to the encoded image.
+    media: of images, by the name of the file, beside the media pages among the pages. flagged: words of texts that are
+    left out. language: of pages that state none. Raises UserError when nothing is left.
     """
     links: dict[tuple[str, str], str] = {}
     shown: dict[tuple[str, str], tuple[int, int]] = {}
@@ -130,7 +130,7 @@ def rows_of_pages(
             continue
         parsed = parse_page(page["html"], page.get("base", ""))
         for place, image in enumerate(parsed.images):
-            row = page_row(page["key"], parsed, place, language)
+            row = page_row(page["key"], parsed, place, page.get("language") or language)
             rows.append(row)
             links[row[PAGE], row[IMAGE]] = image.link
             shown[row[PAGE], row[IMAGE]] = image.shown
