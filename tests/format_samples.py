@@ -554,6 +554,15 @@ def yolo(folder: Path) -> Path:
     return folder
 
 
+def wit(folder: Path) -> Path:
+    columns = ("language", "page_url", "image_url", "caption_reference_description", "caption_alt_text_description")
+    lines = ["\t".join(columns)]
+    for number, (name, text) in enumerate(zip(written_images(folder), captions(), strict=True)):
+        lines.append(f"en\thttps://x/page_{number}\thttps://x/{name}\t{text}\t")
+    (folder / "wit_v1.all.tsv").write_text("\n".join(lines))
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "common_voice": common_voice,
@@ -582,6 +591,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "voc": voc,
     "vqa": vqa,
     "webdataset": webdataset,
+    "wit": wit,
     "yolo": yolo,
 }
 # Samples that are written by libraries that may not be installed.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.emoji import emoji
     from polymodal.corpora.emoji_activities import emoji_activities
     from polymodal.corpora.emoji_cultures import emoji_cultures
+    from polymodal.corpora.emoji_pages import emoji_pages
     from polymodal.corpora.emoji_records import emoji_records
     from polymodal.corpora.emoji_vendors import emoji_vendors
     from polymodal.corpora.firm_names import firm_names
@@ -93,6 +94,7 @@ __all__ = [
     "emoji",
     "emoji_activities",
     "emoji_cultures",
+    "emoji_pages",
     "emoji_records",
     "emoji_vendors",
     "firm_names",

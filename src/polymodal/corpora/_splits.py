@@ -37,6 +37,17 @@ class Groups:
             self.join(rows)
 
 
+def connected_groups(*keys: Sequence[Hashable | None]) -> list[str]:
+    """Return a group for each row: rows that share any key, such as an image or a page, directly or through others.
+
+    keys: of each kind, one of each row; None joins nothing. A group is named by its first key.
+    """
+    groups = Groups(len(keys[0]))
+    named = ((row, (kind, key)) for kind, held in enumerate(keys) for row, key in enumerate(held) if key is not None)
+    groups.join_equal(named)
+    return [str(keys[0][groups.root(row)]) for row in range(len(keys[0]))]
+
+
 def thumbnail(image: PILImage.Image) -> np.ndarray:
     """Return a 16 x 16 x 3 thumbnail, 0-255, for near-duplicate detection."""
     small = to_rgb(image).resize((16, 16), PILImage.Resampling.BOX)

@@ -18,14 +18,16 @@ class Rows:
     """What a format reads.
 
     table: memory-mapped where it comes from files. root: folder of relative paths in it. columns: modalities that the
-    format knows; those of other columns are inferred (`schemas/`). split: the split of each row that files or folders
-    state. keys: column that names the rows. label: Category column. notes: sentences for the user.
+    format knows; those of other columns are inferred (`schemas/`), but for `plain` ones, which have none. split: the
+    split of each row that files or folders state. keys: column that names the rows. label: Category column. notes:
+    sentences for the user.
     """
 
     table: pa.Table
     root: Path = Path()
     columns: Mapping[str, Modality] = field(default_factory=dict)
     split: np.ndarray | None = None
+    plain: tuple[str, ...] = ()
     keys: str | None = None
     label: str | None = None
     skipped: tuple[Skipped, ...] = ()

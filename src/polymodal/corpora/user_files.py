@@ -98,8 +98,8 @@ def files_and_format(given: Sequence[Path | str], format: str | None = None) -> 
 
 def corpus_of(rows: Rows, about: About, named: dict[str, str], choices: dict[str, Any]) -> Corpus:
     """Return the corpus of rows: modalities of their columns, and splits. Raises UserError when no column has one."""
-    names_rows = rows.keys is not None and rows.keys not in (*rows.columns, *named.values())
-    schema = find(rows.table.drop_columns([rows.keys]) if names_rows else rows.table, rows.root, named, rows.columns)
+    without = [name for name in (rows.keys, *rows.plain) if name and name not in (*rows.columns, *named.values())]
+    schema = find(rows.table.drop_columns(without) if without else rows.table, rows.root, named, rows.columns)
     if not schema.columns:
         raise UserError(
             "No column has image bytes, paths of images, sounds or clips, texts, or anything else that methods learn "

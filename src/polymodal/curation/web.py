@@ -139,7 +139,7 @@ class _Walk:
 
     def _child(self, node: Any, place: _Place) -> None:
         tag = node.tag
-        if tag != "-text" and _is_furniture(node):
+        if tag != "-text" and is_furniture(node):
             return
         if tag != "-text" and MORE in _classes(node):
             self.end()
@@ -204,7 +204,7 @@ class _Walk:
     def _list(self, node: Any, tag: str, place: _Place) -> None:
         index = 0
         for child in node.iter(include_text=True):
-            if child.tag != "li" or _is_furniture(child):
+            if child.tag != "li" or is_furniture(child):
                 self._child(child, place)
                 continue
             self.end()
@@ -218,7 +218,7 @@ class _Walk:
 
     def _row(self, node: Any) -> None:
         self.end()
-        cells = [one for one in node.iter(include_text=False) if one.tag in ("td", "th") and not _is_furniture(one)]
+        cells = [one for one in node.iter(include_text=False) if one.tag in ("td", "th") and not is_furniture(one)]
         content = [self._inside(cell) for cell in cells]
         texts = [words(" ".join(block.text for block in blocks if not block.image)) for blocks in content]
         if any(texts):
@@ -310,7 +310,7 @@ def _classes(node: Any) -> set[str]:
     return set((node.attributes.get("class") or "").split())
 
 
-def _is_furniture(node: Any) -> bool:
+def is_furniture(node: Any) -> bool:
     """Return whether an element has a class of footers, or is a div whose whole id, class or title is of navigation.
 
     A div of several classes, such as "header main", is content (released code).

@@ -86,16 +86,11 @@ def tier_scores(
     so that all tiers have the same units. Disparity is the largest minus the smallest mean of a value, where there are
     at most 20 values. A tier without queries has no score.
     """
-    tagged, members = np.asarray(tags), tiers(counts)
-    means = {value: float(values[tagged == value].mean()) for value in dict.fromkeys(tags)}
-    _, places, sizes = np.unique(tagged, return_inverse=True, return_counts=True)
-    weights = 1 / sizes[places]
+    members = tiers(counts)
+    means = _means_by_value(values, tags)
 
     def influence(chosen: Collection[str], mean: float) -> np.ndarray:
-        """By how much each unit moves the mean of some values, times the number of units."""
-        queries = np.isin(tagged, sorted(chosen))
-        moved = np.bincount(unit[queries], (weights * (values - mean))[queries], units)
-        return units * moved / max(len(chosen), 1)
+        return _influence(values, tags, unit, units, chosen, mean)
 
     scores, macro = [], {}
     for tier in ("head", "tail"):
@@ -112,3 +107,30 @@ def tier_scores(
         gap = means[best] - means[worst]
         scores.append(Score.from_influence(f"{name}/disparity/{metric}", gap, moved, higher_is_better=False))
     return scores
+
+
+def macro_average(
+    name: str, values: np.ndarray, tags: Sequence[str], unit: np.ndarray, units: int, chance: float | None = None
+) -> Score:
+    """Return the mean over the values of a tag of their mean metrics. values, tags, unit: as in `tier_scores`."""
+    means = _means_by_value(values, tags)
+    # A unit moves each value's mean by its distance to that mean, as values of a tag are no sample.
+    around = np.array([means[tag] for tag in tags])
+    mean = float(np.mean([*means.values()]))
+    return Score.from_influence(name, mean, _influence(values - around, tags, unit, units, means, 0.0), chance)
+
+
+def _means_by_value(values: np.ndarray, tags: Sequence[str]) -> dict[str, float]:
+    tagged = np.asarray(tags)
+    return {value: float(values[tagged == value].mean()) for value in dict.fromkeys(tags)}
+
+
+def _influence(
+    values: np.ndarray, tags: Sequence[str], unit: np.ndarray, units: int, chosen: Collection[str], mean: float
+) -> np.ndarray:
+    """Return by how much each unit moves the mean of some values of a tag, times the number of units."""
+    tagged = np.asarray(tags)
+    _, places, sizes = np.unique(tagged, return_inverse=True, return_counts=True)
+    queries = np.isin(tagged, sorted(chosen))
+    moved = np.bincount(unit[queries], ((values - mean) / sizes[places])[queries], units)
+    return units * moved / max(len(chosen), 1)

@@ -1,0 +1,43 @@
+"""Files of the release of WIT beside images: columns, nulls, splits, images that are missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from page_samples import CONCEPTS, released
+from polymodal.corpora import from_path
+from polymodal.errors import UserError
+
+
+def test_the_release_is_read_with_nulls_types_and_splits_without_shared_images_and_pages(tmp_path: Path) -> None:
+    folder = released(tmp_path / "whole", {"wit_v1.all-00000.tsv.gz": range(6 * CONCEPTS)})
+    (folder / "images/side_0.png").unlink()
+    corpus = from_path(folder)
+    assert (corpus.format, len(corpus), corpus.skipped[0].count) == ("wit", 6 * CONCEPTS - 3, 3)
+    first = corpus.table.slice(0, 1).to_pylist()[0]
+    assert first["original_height"] == 120
+    assert (first["is_main_image"], first["attribution_passes_lang_id"], first["section_title"]) == (True, True, None)
+    assert [text["language"] for text in first["text"]] == ["en", "en"]
+    french = next(row for row in corpus.table.to_pylist() if row["language"] == "fr")
+    assert [text["language"] for text in french["text"]] == ["fr", "und"]  # its attribution is in other languages
+    assert {*corpus.columns} == {"image", "text"}
+    for column in ("image_url", "page_url"):
+        of_splits = [{*corpus.raw_values(rows, column)} for rows in corpus.splits.values()]
+        assert sum(map(len, of_splits)) == len(set().union(*of_splits))
+    named = {"wit_v1.train.all-0.tsv.gz": range(40), "wit_v1.val.all-0.tsv.gz": range(40, 50),
+             "wit_v1.test.all-0.tsv.gz": range(50, 60)}  # fmt: skip
+    stated = from_path(released(tmp_path / "named", named))
+    assert {name: len(rows) for name, rows in stated.splits.items()} == {"train": 40, "validation": 10, "test": 10}
+
+
+def test_files_without_a_column_or_without_images_end_in_a_sentence(tmp_path: Path) -> None:
+    folder = released(tmp_path, {"wit.tsv.gz": range(6)})
+    for image in (folder / "images").glob("*.png"):
+        image.unlink()
+    with pytest.raises(UserError, match="no image of it is in"):
+        from_path(folder)
+    (folder / "bare.tsv").write_text("page_url\timage_url\tcaption_alt_text_description\na\tb.png\tc\n")
+    with pytest.raises(UserError, match="has no column language"):
+        from_path(folder / "bare.tsv")
