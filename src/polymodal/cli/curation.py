@@ -21,18 +21,21 @@ from polymodal.cli._flags import (
 from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.pairing import curate_pairs
+from polymodal.cli.triplets import curate_triplets
 
 if TYPE_CHECKING:
     from polymodal.curation.pipeline import StepStats
 
 
 def curate(arguments: Arguments) -> None:
-    """curate web pages to interleaved documents, or documents to image-text pairs, with counts of every step"""
+    """curate web pages to documents, documents to image-text pairs, or images to descriptions, with counts"""
     usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
     spec, rest = positional(arguments, usage)
     path, rest = positional(rest, usage)
     if hasattr(kind := recipes.stand_in(spec), "pair_documents"):
         return curate_pairs(spec, kind, path, rest, curate)
+    if hasattr(kind, "annotate_images"):
+        return curate_triplets(spec, kind, path, rest, curate)
     kind = recipe_that("steps", spec, "no recipe of curation", "data_curation")
 
     @dataclass(frozen=True)
