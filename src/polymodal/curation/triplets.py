@@ -91,6 +91,11 @@ class TripletCounts:
     unlocated: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    def record(self) -> dict[str, Any]:
+        """Return the counts for JSON."""
+        plain = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+        return plain | {"unreadable": len(self.unreadable)}
+
 
 @dataclass(frozen=True)
 class Generators:
@@ -158,7 +163,7 @@ def write_triplets(
             )
 
     def made() -> dict[str, Any]:
-        return {"options": dataclasses.asdict(options), "counts": dataclasses.asdict(counts)}
+        return {"options": dataclasses.asdict(options), "counts": counts.record()}
 
     return save_corpus(out, about, columns, rows(), made=made), counts
 
