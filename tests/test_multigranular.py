@@ -67,6 +67,7 @@ def test_without_a_region_there_is_no_box_and_the_description_says_so() -> None:
 def test_reformatting_orders_the_fields_and_rejects_incomplete_texts() -> None:
     text = "ROI: c. Modality: a. Structure: b.\nRelation: e. Texture: d."
     assert reformat(text) == ("a.", "b.", "c.", "d.", "e.")
+    assert reformat(text.lower()) == reformat(text)
     assert str(reformat(text)) == "Modality: a. Structure: b. ROI: c. Texture: d. Relation: e."
     without, empty = text.replace("ROI: c.", ""), text.replace("ROI: c.", "ROI:")
     for broken in (without, empty, f"{text} ROI: f.", f"Well, {text}", ""):

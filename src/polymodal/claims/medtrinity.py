@@ -14,6 +14,7 @@ from polymodal.claim import Claim
 from polymodal.corpora._wordnet import WordNet, wordnet
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.in_memory import from_table
 from polymodal.corpora.saved import save_corpus
 from polymodal.corpora.scenes import Sprite, compose, relate, scene_questions, sprites_of
 from polymodal.curation.knowledge import KnowledgeBase
@@ -44,7 +45,8 @@ SIDE, OBJECTS, FILLERS = 64, 24, 2000
 COUNTS = {"train": 1500, "validation": 100, "test": 300}
 ASKED_IMAGES = 500  # training images with questions; all have descriptions
 KINDS = ("animal", "plant", "food", "vehicle", "building", "clothing", "instrument", "device", "container", "structure")
-# Private subtags of BCP 47 say which sources a description is of: (regions, knowledge).
+# Private subtags of BCP 47 say which sources a description is of: (regions, knowledge). The claim trains on the first
+# three and on labels; the precision of all is kept.
 ARMS = {
     "en-x-full": (True, True),
     "en-x-noroi": (False, True),
@@ -52,6 +54,18 @@ ARMS = {
     "en-x-neither": (False, False),
 }
 LABELS = "en-x-labels"
+
+
+def fact(noun: str, kind: str) -> str:
+    return f"A {noun} is a kind of {kind}."
+
+
+TEMPLATES = (
+    "Modality: This is a drawing. Structure: It shows a thing. ROI: The thing is at the centre, large, and covers 4 % "
+    "of the image. The region is not located. Texture: The thing is mostly blue. No texture of a region is given. "
+    f"Relation: No relation of regions is given. {' '.join(fact('thing', kind) for kind in KINDS)} What kind of thing "
+    "is the thing?"
+)
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,16 @@ class DescribedBy(Recipe):
         tagged = (caption.text for caption in example["text"] if caption.language == tag)
         return next(tagged, None) or super().description(example)
 
+    def training_corpora(self, corpus: Corpus) -> list[Corpus]:
+        """What the tokenizer learns from: the words of the templates, too, so that descriptions are short sequences."""
+        return [*super().training_corpora(corpus), from_table({"caption": [TEMPLATES] * 1000})]
+
 
 def kind_of(net: WordNet, noun: str, sense: int = 0) -> str | None:
     """Return the first of the KINDS that a sense of a noun is of."""
     senses = net.senses.get(noun, [])[sense : sense + 1]
     words = {word for one in senses for word in WordNet.kinds(replace(net, senses={noun: [one]}), noun)}
     return next((kind for kind in KINDS if kind in words), None)
-
-
-def fact(noun: str, kind: str) -> str:
-    return f"A {noun} is a kind of {kind}."
 
 
 def snippets_of(net: WordNet, nouns: list[str], rng: np.random.Generator) -> list[str]:
@@ -188,13 +202,12 @@ claim = Claim(
     further={
         "without regions": replace(_tri, sources="noroi"),
         "without knowledge": replace(_tri, sources="nofacts"),
-        "without either": replace(_tri, sources="neither"),
     },
     start=_language,
-    start_budget=Budget(steps=300),
+    start_budget=Budget(steps=250),
     start_makes=described_scenes,
     corpus="scenes",
-    budget=Budget(steps=700),
+    budget=Budget(steps=500),
     seeds=3,
     deciding=("test/vqa/place/accuracy", "test/vqa/knowledge/accuracy"),
     metrics=(
@@ -210,6 +223,6 @@ claim = Claim(
     ),
     tuning={"learning_rate": (1e-3, 2e-3)},
     tuning_fraction=0.3,
-    tuned_like={"without regions": "treatment", "without knowledge": "treatment", "without either": "treatment"},
+    tuned_like={"without regions": "treatment", "without knowledge": "treatment"},
     paper_results="VQA-RAD 81.6, SLAKE 87.8, PathVQA 82.8, several points over the same model without MedTrinity",
 )

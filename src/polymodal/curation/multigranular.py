@@ -25,7 +25,7 @@ NO_MODALITY, NO_STRUCTURE = "The modality is not given.", "The structure is not 
 NOT_LOCATED, NOTHING_FOUND = "The region is not located.", "No abnormality is located."
 NO_TEXTURE, NO_RELATION = "No texture of a region is given.", "No relation of regions is given."
 MAX_RELATIONS = 3
-_HEADING = re.compile(rf"\b({'|'.join(HEADINGS)}):\s*")
+_HEADING = re.compile(rf"\b({'|'.join(HEADINGS)})\s*:\s*", re.I)  # captioners may write lower case alone
 
 
 class Description(NamedTuple):
@@ -44,10 +44,11 @@ class Description(NamedTuple):
 def reformat(text: str) -> Description | None:
     """Return the fields of a text in their fixed order, whatever the text's own; None unless each is there once."""
     parts = _HEADING.split(text)
-    fields = {heading: " ".join(value.split()) for heading, value in zip(parts[1::2], parts[2::2], strict=True)}
-    if len(parts) != 1 + 2 * len(HEADINGS) or parts[0].strip() or not all(map(fields.get, HEADINGS)):
+    fields = {heading.lower(): " ".join(value.split()) for heading, value in zip(parts[1::2], parts[2::2], strict=True)}
+    ordered = [fields.get(heading.lower(), "") for heading in HEADINGS]
+    if len(parts) != 1 + 2 * len(HEADINGS) or parts[0].strip() or not all(ordered):
         return None
-    return Description(*(fields[heading] for heading in HEADINGS))
+    return Description(*ordered)
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,10 @@ class Statement(NamedTuple):
 
 
 _PATTERNS = {
-    "place": (2, re.compile(r"The ([^.]+?) is at the ([a-z ]+?), (?:large|small), and covers")),
-    "size": (2, re.compile(r"The ([^.]+?) is at the [a-z ]+?, (large|small), and covers")),
-    "color": (3, re.compile(r"The ([^.]+?) is mostly (\w+)\.")),
-    "relation": (4, re.compile(r"The ([^.]+?) is (left of|above) the ([^.]+?)\.")),
+    "place": (2, re.compile(r"The ([^.]+?) is at the ([a-z ]+?), (?:large|small), and covers", re.I)),
+    "size": (2, re.compile(r"The ([^.]+?) is at the [a-z ]+?, (large|small), and covers", re.I)),
+    "color": (3, re.compile(r"The ([^.]+?) is mostly (\w+)\.", re.I)),
+    "relation": (4, re.compile(r"The ([^.]+?) is (left of|above) the ([^.]+?)\.", re.I)),
 }
 
 
@@ -177,10 +178,10 @@ def statements(description: Description) -> list[Statement]:
     """Return the facts of a description in the templates' words; a sentence in other words states nothing."""
     facts = []
     for sentence in re.findall(r"[^.]+\.", description.structure):
-        if shown := re.fullmatch(r"It shows (.+)\.", sentence.strip()):
+        if shown := re.fullmatch(r"It shows (.+)\.", sentence.strip(), re.I):
             names = re.split(r", | and ", shown[1])
             facts += [Statement("shows", (name.removeprefix("a "),)) for name in names]
-        elif not sentence.strip().startswith("The structure is"):
+        elif not sentence.strip().lower().startswith("the structure is"):
             facts.append(Statement("knowledge", (sentence.strip(),)))
     for kind, (place, pattern) in _PATTERNS.items():
         facts += [Statement(kind, words) for words in pattern.findall(description[place])]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PILImage
 
-from polymodal.constraints import NonNegativeInt, PositiveUnitInterval, validate_constraints
+from polymodal.constraints import NonNegativeInt, PositiveInt, PositiveUnitInterval, validate_constraints
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import check_empty, save_corpus
@@ -66,7 +66,7 @@ class TripletOptions:
     instruct_fraction: PositiveUnitInterval = 1.0
     """Fraction of the training images that the writer describes (B1) where there is a captioner for the others (B3);
     200,000 of 25 million in the paper."""
-    max_new_tokens: NonNegativeInt = 256
+    max_new_tokens: PositiveInt = 256
     """Maximum number of tokens that the captioner generates."""
     label_questions: bool = False
     """Add the question which of all labels an image has; the label is then in no query for knowledge."""
@@ -132,6 +132,8 @@ def write_triplets(
         raise UserError(f"'{corpus.name}' has no label to ask for; leave --label-questions out.")
     if generators.captioner is not None:
         check_generates_text(generators.captioner)
+    elif options.instruct_fraction < 1:
+        raise UserError("--instruct-fraction leaves images to a captioner; name its run by --captioner, too.")
     asks = options.label_questions or corpus.has_modality(Questions)
     columns: dict[str, Modality] = {
         "image": Image(),
