@@ -47,11 +47,11 @@ class KnowledgeBase:
         by TF-IDF."""
         if not queries:
             return []
-        found = self.embed(queries)
-        if not hasattr(found, "toarray"):
-            rows = flat_search(normalized(np.asarray(found)), self.vectors, k).rows
+        vectors = self.embed(queries)
+        if not hasattr(vectors, "toarray"):
+            rows = flat_search(normalized(np.asarray(vectors)), self.vectors, k).rows
             return [[self.snippets[row] for row in one.tolist() if row != NOTHING] for one in rows]
-        similarities = (found @ self.vectors.T).tocsr()
+        similarities = (vectors @ self.vectors.T).tocsr()
         results = []
         for start, stop in zip(similarities.indptr, similarities.indptr[1:], strict=False):
             rows, values = similarities.indices[start:stop], similarities.data[start:stop]

@@ -265,9 +265,9 @@ def _stored(
     for number, region in enumerate(loaded.regions, 1):
         mask[region.mask] = number
     questions = []
-    if corpus.has_modality(Questions):
-        asked = corpus.value(loaded.row, corpus.column_with(Questions))
-        questions = [dict(zip(STORED, question, strict=False)) for question in asked]
+    if corpus.has_modality(Questions) and corpus.raw(loaded.row, corpus.column_with(Questions)) is not None:
+        of_row = corpus.value(loaded.row, corpus.column_with(Questions))
+        questions = [dict(zip(STORED, question, strict=False)) for question in of_row]
     if options.label_questions and corpus.label is not None and (label := corpus.raw(loaded.row, corpus.label)):
         names = getattr(corpus.columns[corpus.label], "names", ())
         questions.append(option_question(names, label if isinstance(label, str) else ",".join(label)))
@@ -278,4 +278,4 @@ def _stored(
         "mask": encoded(PILImage.fromarray(mask)),
         "description": stored_texts(str(description)),
         "provenance": provenance,
-    } | ({"questions": questions} if corpus.has_modality(Questions) or options.label_questions else {})
+    } | ({"questions": questions or None} if corpus.has_modality(Questions) or options.label_questions else {})

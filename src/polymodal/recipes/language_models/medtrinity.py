@@ -32,13 +32,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polymodal.constraints import NonNegativeFloat, PositiveFloat, PositiveInt
 from polymodal.corpora.corpus import Corpus
 from polymodal.curation.triplets import write_triplets
 from polymodal.data.columns.tiled_image import TiledImageColumn
 from polymodal.data.conversation import DESCRIBE, IMAGE, MESSAGES, Turn
 from polymodal.data.conversation_batches import image_conversations, text_conversations
-from polymodal.data.instructions import caption_turns, longest_caption, question_turns
+from polymodal.data.instructions import longest_caption, question_turns
 from polymodal.data.processor import Declared, Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.image import ImageEncoderConfig
@@ -115,8 +117,16 @@ class Recipe(ConversationRecipe):
             Stage("language", language, ("language_model.*",), batch="text_batch"),
             Stage("connector", others[0], visual, batch="description_batch"),
             Stage("descriptions", others[1], everything, lr_scale=scale, batch="description_batch"),
-            Stage("questions", others[2], everything, lr_scale=scale),
+            Stage("questions", others[2], everything, lr_scale=scale, rows="question_rows"),
         )
+
+    def question_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the training rows that have questions; all where none has."""
+        rows = corpus.rows("train")
+        if not corpus.has_modality(Questions):
+            return rows
+        with_questions = rows[corpus.has(corpus.column_with(Questions))[rows]]
+        return with_questions if len(with_questions) else rows
 
     def columns(self) -> Declared:
         side, statistics = self.image.image_size, self.image.image_mean_std
@@ -159,7 +169,7 @@ class Recipe(ConversationRecipe):
     ) -> SequenceBatch:
         """Images and their descriptions, which are asked for; of examples without one, questions."""
         each = enumerate(zip(examples, example_rng.generators, strict=True))
-        said = {
+        turns = {
             n: (
                 one[IMAGE],
                 [Turn(self.description(one), DESCRIBE)]
@@ -169,17 +179,22 @@ class Recipe(ConversationRecipe):
             for n, (one, rng) in each
             if MESSAGES not in one
         }
-        return image_conversations(examples, processor, said, [1] * len(examples))
+        return image_conversations(examples, processor, turns, [1] * len(examples))
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Images and questions about them; of examples without any, the description."""
         each = enumerate(zip(examples, example_rng.generators, strict=True))
-        said = {
-            n: (one[IMAGE], (question_turns if one.get("questions") else caption_turns)(one, rng, self.max_turns))
+        turns = {
+            n: (
+                one[IMAGE],
+                question_turns(one, rng, self.max_turns)
+                if "questions" in one
+                else [Turn(self.description(one), DESCRIBE)],
+            )
             for n, (one, rng) in each
             if MESSAGES not in one
         }
-        return image_conversations(examples, processor, said, [1] * len(examples))
+        return image_conversations(examples, processor, turns, [1] * len(examples))
 
     @classmethod
     def tiny(cls) -> Recipe:
