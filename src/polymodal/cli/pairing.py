@@ -81,7 +81,7 @@ def curate_pairs(
     )
 
 
-def open_corpus(path: str, **columns: str) -> Corpus:
+def open_corpus(path: str, **columns: Any) -> Corpus:
     """Open a built-in corpus, or a user's data. columns: of these, by modality."""
     from polymodal.corpora import registry
     from polymodal.corpora.about import is_built_in
