@@ -207,7 +207,7 @@ claim = Claim(
     start_budget=Budget(steps=200),
     start_makes=described_scenes,
     corpus="scenes",
-    budget=Budget(steps=700),
+    budget=Budget(steps=900),
     seeds=3,
     deciding=("test/vqa/place/accuracy", "test/vqa/knowledge/accuracy"),
     metrics=(
@@ -221,7 +221,7 @@ claim = Claim(
         "test/vqa/count/accuracy",
         "test/vqa/presence/accuracy",
     ),
-    tuning={"learning_rate": (1e-3, 2e-3)},
+    tuning={"learning_rate": (7e-4, 2e-3)},
     tuning_fraction=0.3,
     tuned_like={"without regions": "treatment", "without knowledge": "treatment"},
     paper_results="VQA-RAD 81.6, SLAKE 87.8, PathVQA 82.8, several points over the same model without MedTrinity",
