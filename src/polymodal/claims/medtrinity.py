@@ -37,6 +37,7 @@ from polymodal.modalities.image import encoded
 from polymodal.modalities.question import stored_questions
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import stored_texts
+from polymodal.models.connector import ConnectorConfig
 from polymodal.recipes.language_models.medtrinity import Recipe
 from polymodal.training.run import Run
 from polymodal.types import Budget, Example
@@ -189,7 +190,9 @@ def questions_of(
 _language = DescribedBy(
     batch_size=16,
     language_model=LanguageModelConfig(width=64, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=176),
-    image=ImageEncoderConfig(image_size=SIDE, patch_size=16, stem=(24, 48, 64)),
+    image=ImageEncoderConfig(image_size=SIDE, patch_size=8, stem=(24, 48), depth=1),
+    connector=ConnectorConfig("pixel_shuffle"),
+    tuning_lr_scale=1.0,
     loss_reduction="sample",  # descriptions of fewer sources are shorter
     stage_fractions=(1.0, 0.0, 0.0, 0.0),
 )
@@ -221,7 +224,7 @@ claim = Claim(
         "test/vqa/count/accuracy",
         "test/vqa/presence/accuracy",
     ),
-    tuning={"learning_rate": (7e-4, 2e-3)},
+    tuning={"learning_rate": (5e-4, 1e-3)},
     tuning_fraction=0.3,
     tuned_like={"without regions": "treatment", "without knowledge": "treatment"},
     paper_results="VQA-RAD 81.6, SLAKE 87.8, PathVQA 82.8, several points over the same model without MedTrinity",
