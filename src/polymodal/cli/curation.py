@@ -22,6 +22,7 @@ from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.page_rows import curate_rows
 from polymodal.cli.pairing import curate_pairs
+from polymodal.cli.triplets import curate_triplets
 
 MAX_REPORTED = 5000  # training examples whose captions are reported on
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def curate(arguments: Arguments) -> None:
-    """curate web pages to interleaved documents or image-text rows, or documents to image-text pairs, with counts"""
+    """curate pages to documents or image-text rows, documents to pairs, images to descriptions, with counts"""
     usage = "curate RECIPE PAGES --out FOLDER [--good TEXTS] [--runner ray]"
     spec, rest = positional(arguments, usage)
     path, rest = positional(rest, usage)
@@ -38,6 +39,8 @@ def curate(arguments: Arguments) -> None:
         return curate_pairs(spec, kind, path, rest, curate)
     if hasattr(kind, "rows_of_pages"):
         return curate_rows(spec, path, rest, curate)
+    if hasattr(kind, "annotate_images"):
+        return curate_triplets(spec, kind, path, rest, curate)
     kind = recipe_that("steps", spec, "no recipe of curation", "data_curation")
 
     @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def curate_pairs(
     from polymodal.training import Interrupted
 
     say_of_paths(path, options.exclude, options.images)
-    recipe, corpus = source.real(parsed.recipe), _open(path)
+    recipe, corpus = source.real(parsed.recipe), open_corpus(path)
     models = _models(options)
     others = {"tags": options.tags, "exclude": options.exclude, "images": options.images}
     names = others | {"merger": options.merger, "perplexity_model": options.perplexity_model}
@@ -67,7 +67,7 @@ def curate_pairs(
             options.out,
             models,
             recipe.language,
-            _open(options.images) if options.images else None,
+            open_corpus(options.images) if options.images else None,
             names,
         )
     except KeyboardInterrupt as stopped:
@@ -81,12 +81,13 @@ def curate_pairs(
     )
 
 
-def _open(path: str) -> Corpus:
+def open_corpus(path: str, **columns: Any) -> Corpus:
+    """Open a built-in corpus, or a user's data. columns: of these, by modality."""
     from polymodal.corpora import registry
     from polymodal.corpora.about import is_built_in
     from polymodal.corpora.sources import from_path
 
-    return registry.load_corpus(path) if is_built_in(path) else from_path(path)
+    return registry.load_corpus(path) if is_built_in(path) else from_path(path, **columns)
 
 
 def _models(options: PairingOptions) -> PairingModels:
@@ -106,13 +107,16 @@ def _models(options: PairingOptions) -> PairingModels:
         captions=captioned_by(captioner) if captioner else None,
         merge=ChatModelMerger(options.merger) if options.merger else template_merger,
         tags=[line.strip() for line in lines_of_file(options.tags) if line.strip()] if options.tags else (),
-        excluded=_texts(options.exclude) if options.exclude else (),
+        excluded=texts_of(options.exclude) if options.exclude else (),
         version=run_version(encoder, captioner),
     )
 
 
-def _texts(name: str) -> list[str]:
-    """Return the lines of a file, or the captions of all splits of a built-in corpus but the training split."""
+def texts_of(name: str, training: bool = False) -> list[str]:
+    """Return the lines of a file, or the captions of all splits of a built-in corpus but the training split.
+
+    training: whether those of the training split are wanted instead.
+    """
     from polymodal.corpora import registry
     from polymodal.corpora.about import is_built_in
     from polymodal.curation.quality import lines_of_file
@@ -122,7 +126,7 @@ def _texts(name: str) -> list[str]:
         return [line for line in lines_of_file(name) if line.strip()]
     corpus = registry.load_corpus(name)
     column = corpus.column_with(Text)
-    rows = [row for split, rows in corpus.splits.items() if split != "train" for row in rows.tolist()]
+    rows = [row for split, rows in corpus.splits.items() if (split == "train") is training for row in rows.tolist()]
     return [caption.text for row in rows for caption in corpus.value(row, column)]
 
 

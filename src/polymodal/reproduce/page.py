@@ -145,6 +145,7 @@ def own_data(entry: recipes.Entry) -> list[str]:
     else:
         needs = (
             f"A table with images and captions ({columns}); a list of questions and answers is used where there is one."
+            + (f" `polymodal curate {name} images` writes captions." if hasattr(kind, "annotate_images") else "")
         )
         if entry.family == "dual_encoders":
             needs = f"A table with images and captions ({columns})."

@@ -27,7 +27,8 @@ class TiledImageColumn(BaseColumn):
 
     tile_size: side of a tile in pixels. token_size: side in pixels of the square behind one token. max_tiles: of an
     image, unless the caller sets another limit. largest: larger images are scaled down to this longest side in pixels.
-    mean, std: of red, green and blue on the scale 0-1, for normalization.
+    mean, std: of red, green and blue on the scale 0-1, for normalization. pretrained: whether these are those of a
+    pretrained encoder, which stay.
     """
 
     reads = (Image,)
@@ -37,6 +38,7 @@ class TiledImageColumn(BaseColumn):
     largest: int
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         check_tiles(self.token_size, self.tile_size)
@@ -47,8 +49,8 @@ class TiledImageColumn(BaseColumn):
         return (self.tile_size // self.token_size) ** 2
 
     def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> TiledImageColumn:
-        """Learn mean and standard deviation of the first corpus's colors; unchanged without images."""
-        if not corpora[0].has_modality(Image):
+        """Learn mean and standard deviation of the first corpus's colors; unchanged without images or if pretrained."""
+        if self.pretrained or not corpora[0].has_modality(Image):
             return self
         mean, std = color_statistics(corpora[0])
         return dataclasses.replace(self, mean=mean, std=std)
