@@ -73,17 +73,8 @@ def curate(arguments: Arguments) -> None:
     settings = {"good": options.good, "flagged": options.flagged}
     curation = source.real(parsed.curation)
     with _goes_on("pages"):
-        corpus, counts = curate_pages(
-            recipe,
-            pages,
-            options.out,
-            fitted,
-            curation,
-            path,
-            settings,
-            lambda one: counted(one, "Curated"),
-            images,
-        )
+        out, shown = options.out, lambda one: counted(one, "Curated")
+        corpus, counts = curate_pages(recipe, pages, out, fitted, curation, path, settings, shown, images)
     _print_step_counts(counts)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
     terminal().print(

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from polymodal.corpora.corpus import About, Corpus
+from polymodal.corpora.about import About
+from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import save_corpus
 from polymodal.curation.captions import check_generates_text, describe
 from polymodal.data.caption_mixing import ALT_TEXT, SYNTHETIC_FORMATS, by_format, format_tag
@@ -120,16 +121,22 @@ def write_formats(
             for row in others.tolist() if split != "train" else ():
                 yield stored(row, split, _as_records(corpus, row, text))
 
-    about = dataclasses.replace(
-        corpus.about,
-        name=f"{corpus.name}-captioned",
-        description=f"{corpus.about.description}; with synthetic captions",
-        composed="; ".join(part for part in (corpus.about.composed, "synthetic captions") if part),
-    )
     fields = corpus.table.schema
     types = {field.name: field.type for field in fields if field.name in corpus.columns and field.name != text}
     described = {"formats": list(formats), **(made or {})}
-    return save_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=lambda: described)
+    return save_corpus(
+        folder, _with_synthetic(corpus.about), columns, rows(), types=types, label=corpus.label, made=lambda: described
+    )
+
+
+def _with_synthetic(about: About) -> About:
+    """Return what a corpus says about itself, with its synthetic captions."""
+    return dataclasses.replace(
+        about,
+        name=f"{about.name}-captioned",
+        description=f"{about.description}; with synthetic captions",
+        composed="; ".join(part for part in (about.composed, "synthetic captions") if part),
+    )
 
 
 def texts_by_format(corpus: Corpus, max_rows: int) -> dict[str, list[str]]:

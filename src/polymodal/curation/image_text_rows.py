@@ -75,7 +75,7 @@ class RowFilters:
 
 
 @dataclass
-class StepCount:
+class RowCounts:
     """Rows before and after a step, and why rows or texts were left out."""
 
     rows_in: int = 0
@@ -98,7 +98,7 @@ class ImageTextRows:
     rows: list[PageRow]
     images: dict[str, bytes]
     groups: list[str]
-    counts: dict[str, StepCount]
+    counts: dict[str, RowCounts]
 
 
 Step = Callable[[list[PageRow], Counter[str]], list[PageRow]]
@@ -122,7 +122,7 @@ def rows_of_pages(
     shown: dict[tuple[str, str], tuple[int, int]] = {}
     described = dict(media or {})
     rows: list[PageRow] = []
-    counts = {"parse": StepCount()}
+    counts = {"parse": RowCounts()}
     for page in pages:
         counts["parse"].rows_in += 1
         if is_media_page(page["key"]):
@@ -149,7 +149,7 @@ def rows_of_pages(
         "languages": lambda rows, why: of_frequent_languages(rows, why, filters.min_language_rows),
     }
     for name, step in steps.items():
-        counts[name] = count = StepCount(len(rows))
+        counts[name] = count = RowCounts(len(rows))
         rows = step(rows, count.reasons)
         count.rows_out = len(rows)
     if not rows:

@@ -8,9 +8,9 @@ image generation. Captions are those of one column whose languages have a privat
 `en-x-dscplus`, `en-x-afc`), or of columns with the names `alt_text`, `ssc`, `dsc`, `dsc_plus` and `afc`; anything else
 is AltText. The fraction of each format that the context length truncates is in `processor.json`, and in a warning.
 
-Terms: control prompt = caption_formats.CONTROL_PROMPTS, AFC = caption_formats.write_formats, ANA =
-caption_quality.average_assertions, diversity = caption_quality.format_reports, mixing ratio = Recipe.synthetic_ratio,
-c ~ Categorical(r) = caption_mixing.sample_formats.
+Terms: control prompt = curation.caption_formats.CONTROL_PROMPTS, AFC = curation.caption_formats.write_formats, ANA =
+curation.caption_quality.average_assertions, diversity = curation.caption_quality.format_reports, mixing ratio =
+Recipe.synthetic_ratio, c ~ Categorical(r) = caption_mixing.sample_formats.
 
 Differs from the paper in: no code and no model was released, so that the captioner is any finished run that answers
 questions about images (`polymodal caption RUN --formats ssc dsc`), fine-tuned in two stages on control prompts
