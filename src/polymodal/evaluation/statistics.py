@@ -43,7 +43,9 @@ class Estimate(NamedTuple):
         return Estimate(self.value, low, high)
 
 
-Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats", "nats per token", "CIDEr"]
+Unit = Literal[
+    "percent", "rank", "distance", "variances", "bits per byte", "nats", "nats per token", "CIDEr", "exponent"
+]
 
 
 @dataclass(frozen=True)
