@@ -91,7 +91,8 @@ class BLIP(nn.Module):
         """Return the logits of the token after each position (LM)."""
         ids = self._started(text, self.vocab_size + 1)
         states = self.text_encoder(ids, text.mask, visual, causal=True)
-        return self.lm_head(states, self.text_encoder.token_embedding.weight)
+        logits = self.lm_head(states.flatten(0, 1), self.text_encoder.token_embedding.weight)
+        return logits.unflatten(0, states.shape[:2])
 
     def token_losses(
         self, text: Tokens, visual: Visual, label_smoothing: float = 0.0
