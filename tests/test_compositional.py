@@ -22,16 +22,14 @@ from polymodal.data.compositional_foils import (
     relation_foil,
 )
 from polymodal.data.loader import Reader
+from polymodal.evaluation.caption_prior import CaptionPrior, log_mean_exp, noise_images
 from polymodal.evaluation.pair_scores import (
     GRID,
-    CaptionPrior,
     MatchingScore,
     PairScorer,
     ScoredPairs,
     cross_fitted,
     item_values,
-    log_mean_exp,
-    noise_images,
     strictly_greater,
 )
 from polymodal.evaluation.task import TaskInputs
@@ -193,5 +191,6 @@ def test_any_method_is_scored_on_the_files_of_a_user(
         assert scores["winoground/blind/text"].value == 0  # the prior says the same of both images
         image = [scores[f"winoground/alpha_{alpha}/image"].clusters.tolist() for alpha in ("0", "1", "cross_fitted")]
         assert image[0] == image[1] == image[2]
-        assert scores["foils/order/alpha"].unit == "exponent"
+        assert 0 <= scores["foils/order/alpha"].value <= 1
+        assert -1 <= scores["foils/prior/rank_correlation"].value <= 1
     assert ("foils/order/accuracy" in scores) == (name == "visualgptscore")

@@ -109,14 +109,14 @@ def relation_foil(caption: str) -> str | None:
     """Exchange the two sides of the first asymmetric relation, within its clause; None where there is none."""
     parts = _CLAUSE.split(caption)
     for place in range(0, len(parts), 2):
-        found = _RELATION.search(parts[place])
-        if found is None:
+        match = _RELATION.search(parts[place])
+        if match is None:
             continue
-        first, second = parts[place][: found.start()].strip(), parts[place][found.end() :].strip()
+        first, second = parts[place][: match.start()].strip(), parts[place][match.end() :].strip()
         if first and second and first.lower() != second.lower():
             if first[0].isupper() and second[0].islower():
                 first, second = first[0].lower() + first[1:], second[0].upper() + second[1:]
-            parts[place] = f"{second}{found[0]}{first}"
+            parts[place] = f"{second}{match[0]}{first}"
             return "".join(parts)
     return None
 

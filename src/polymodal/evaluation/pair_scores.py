@@ -20,11 +20,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.special import logsumexp
 
-from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.conversation import DESCRIBE
+from polymodal.constraints import UnitInterval
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
+from polymodal.evaluation.caption_prior import CaptionPrior, log_likelihoods, log_priors, prior_images, token_counts
 from polymodal.evaluation.task import TaskInputs
 from polymodal.modalities import Text
 from polymodal.training.run import answers, embed
@@ -32,26 +31,9 @@ from polymodal.types import Example
 
 ScoreKind = Literal["itc", "itm", "likelihood"]
 GRID = np.round(np.arange(0.0, 1.0001, 0.05), 2)  # of alpha
+NOISE = CaptionPrior()
 Judge = Callable[[np.ndarray], np.ndarray]  # from the scores of all pairs to the value of each item
 ROUNDING = 1e-6  # relative difference of scores that counts as a tie
-BATCH = 128  # pairs whose likelihood is computed at once
-
-
-@dataclass(frozen=True)
-class CaptionPrior:
-    """How P(t) is estimated: the mean of P(t | i) over images."""
-
-    images: Literal["noise", "training", "candidates"] = "noise"
-    """Gaussian noise; images of the training split (Monte Carlo); or the images of the test, which a score should not
-    have seen together."""
-    count: PositiveInt = 3
-    """Number of images; noise needs few, training images many (about 1000)."""
-    noise_mean: UnitInterval = 0.4
-    """Mean of the noise, on the scale 0-1 of pixels."""
-    noise_std: PositiveFloat = 0.25
-    """Standard deviation of the noise."""
-    mean_of_normalized: bool = False
-    """Average P(t | i)^(1/m), as a follow-up does, in place of P(t | i), whose root is then taken."""
 
 
 @dataclass(frozen=True)
@@ -153,57 +135,6 @@ class PairScorer:
         return np.stack([(self.likelihood - alpha * log_prior) / self.lengths for alpha in alphas])
 
 
-def log_likelihoods(inputs: TaskInputs, images: Sequence[Any], texts: Sequence[str]) -> Float[np.ndarray, " pairs"]:
-    """log P(t | i) of each text as the caption of its image."""
-    columns = {"answer": list(texts), "image": list(images), "question": [DESCRIBE] * len(texts)}
-    parts = answers(inputs.method, inputs.processor, "log_likelihood", columns, BATCH)
-    return torch.cat(parts).double().numpy()
-
-
-def token_counts(inputs: TaskInputs, texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
-    """Tokens of each text with the end token, without the start token; at least 1."""
-    tokens = inputs.processor.tokenizer(list(texts))
-    return np.maximum(tokens.lengths.numpy() - tokens.special_tokens[0], 1).astype(float)
-
-
-def prior_images(inputs: TaskInputs, prior: CaptionPrior, candidates: Sequence[Any]) -> list[Any]:
-    """The images over which P(t | i) is averaged; always the same ones, as a method's processor reads them.
-
-    candidates: of the test, which noise is as large as. Without a training split, noise stands in for its images.
-    """
-    if prior.images == "candidates":
-        places = np.linspace(0, len(candidates) - 1, min(prior.count, len(candidates))).round().astype(int)
-        return [candidates[place] for place in places]
-    corpus = inputs.reader.corpus
-    if prior.images == "training" and len(corpus.splits.get("train", ())):
-        rows = corpus.sample("train", prior.count)
-        return [example["image"] for example in inputs.reader.read_all(rows)[1]][: prior.count]
-    return noise_images(np.asarray(candidates[0]).shape, prior)
-
-
-def noise_images(shape: tuple[int, ...], prior: CaptionPrior) -> list[np.ndarray]:
-    """Images of Gaussian noise (uint8), which the processor then normalizes as it does others."""
-    noise = np.random.default_rng(0).normal(prior.noise_mean, prior.noise_std, size=(prior.count, *shape))
-    return list((255 * noise.clip(0, 1)).round().astype(np.uint8))
-
-
-def log_priors(
-    inputs: TaskInputs, texts: Sequence[str], images: Sequence[Any], prior: CaptionPrior
-) -> Float[np.ndarray, " texts"]:
-    """log P(t) of each text: the logarithm of the mean of P(t | i) over the images."""
-    # Image by image, so that texts of a batch are few in number of different lengths, and each image is the same one.
-    each = np.stack([log_likelihoods(inputs, [image] * len(texts), texts) for image in images])
-    if prior.mean_of_normalized:
-        lengths = token_counts(inputs, texts)
-        return log_mean_exp(each / lengths) * lengths
-    return log_mean_exp(each)
-
-
-def log_mean_exp(values: Float[np.ndarray, "samples texts"]) -> Float[np.ndarray, " texts"]:
-    """log of the mean of exp over samples; never less than the mean of the values (Jensen)."""
-    return logsumexp(values, axis=0) - np.log(len(values))
-
-
 def strictly_greater(
     scores: Float[np.ndarray, "*shape"], others: Float[np.ndarray, "*shape"]
 ) -> Bool[np.ndarray, "*shape"]:
@@ -230,20 +161,20 @@ def cross_fitted(
     return fitted, (alphas[0], alphas[1])
 
 
-def item_values(scorer: PairScorer, judge: Judge, prior: CaptionPrior = CaptionPrior()) -> dict[str, np.ndarray]:
+def item_values(scorer: PairScorer, judge: Judge, prior: CaptionPrior = NOISE) -> dict[str, np.ndarray]:
     """Judge every score that a method has of some pairs: the values of the items, by the name of the score.
 
     judge: returns the value of each item, such as whether it is right. Of likelihoods: `blind` (P(t) alone), `alpha_0`,
     `alpha_1` and `alpha_cross_fitted`; `alpha` has both alphas of the halves. A method with a matching score of its own
     (`HasMatchingScore`) has it under the name "".
     """
-    found = {kind: judge(getattr(scorer, kind)) for kind in scorer.kinds if kind != "likelihood"}
+    values = {kind: judge(getattr(scorer, kind)) for kind in scorer.kinds if kind != "likelihood"}
     if "likelihood" in scorer.kinds:
-        found |= _of_likelihood(scorer, judge, prior)
+        values |= _of_likelihood(scorer, judge, prior)
     method = scorer.inputs.method
     if isinstance(method, HasMatchingScore) and method.matching_score.kind in scorer.kinds:
-        found = {"": _selected(scorer, judge, method.matching_score, found, prior), **found}
-    return found
+        values = {"": _selected(scorer, judge, method.matching_score, values, prior), **values}
+    return values
 
 
 def _of_likelihood(scorer: PairScorer, judge: Judge, prior: CaptionPrior) -> dict[str, np.ndarray]:
@@ -256,14 +187,14 @@ def _of_likelihood(scorer: PairScorer, judge: Judge, prior: CaptionPrior) -> dic
 
 
 def _selected(
-    scorer: PairScorer, judge: Judge, score: MatchingScore, found: dict[str, np.ndarray], prior: CaptionPrior
+    scorer: PairScorer, judge: Judge, score: MatchingScore, values: dict[str, np.ndarray], prior: CaptionPrior
 ) -> np.ndarray:
     """The values of the method's own score, of which most are there already."""
     if score.kind != "likelihood":
-        return found[score.kind]
+        return values[score.kind]
     if score.alpha is not None:
         return judge(scorer.debiased(score.prior, [score.alpha])[0])
-    return (found if score.prior == prior else _of_likelihood(scorer, judge, score.prior))["alpha_cross_fitted"]
+    return (values if score.prior == prior else _of_likelihood(scorer, judge, score.prior))["alpha_cross_fitted"]
 
 
 def main_captions(inputs: TaskInputs, examples: Sequence[Example]) -> list[str]:

@@ -43,9 +43,7 @@ class Estimate(NamedTuple):
         return Estimate(self.value, low, high)
 
 
-Unit = Literal[
-    "percent", "rank", "distance", "variances", "bits per byte", "nats", "nats per token", "CIDEr", "exponent"
-]
+Unit = Literal["percent", "rank", "distance", "variances", "bits per byte", "nats", "nats per token", "CIDEr"]
 
 
 @dataclass(frozen=True)

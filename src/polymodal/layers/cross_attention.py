@@ -151,10 +151,10 @@ class CrossAttentionBlock(nn.Module):
         keys and values of self-attention (KV cache), including those of x, used instead of projecting x.
         self_attention: in place of the block's own, as in BLIP's decoder, which shares all else with the encoder.
         """
-        own = self_attention or self.self_attention
+        attention = self_attention or self.self_attention
 
         def attend(y: Tensor) -> Tensor:
-            return own.attend(y, past or own.project(y), mask)
+            return attention.attend(y, past or attention.project(y), mask)
 
         # Self-attention, then cross-attention to the context, then the MLP.
         x = self._residual(x, self.norm1, attend)

@@ -135,7 +135,7 @@ class MultimodalTextEncoderConfig(FusionEncoderConfig):
     norm: Literal["pre", "post"] = "post"
     """Whether branches are normalized before, or sums after them, as in BERT."""
     causal_attention: bool = False
-    """Whether causal self-attention has weights of its own, as BLIP's decoder has, which shares all others."""
+    """Whether causal self-attention has weights of its own, as in BLIP, whose encoder and decoder have all others in common."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,8 +161,8 @@ class MultimodalTextEncoder(nn.Module):
         self.blocks = nn.ModuleList(config.block(index, image_width) for index in range(config.depth))
         self.norm_post = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.lower = config.depth - (config.fusion_depth or config.depth)
-        own = config.depth if config.causal_attention else 0
-        self.causal_attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(own))
+        causal = config.depth if config.causal_attention else 0
+        self.causal_attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(causal))
         init_transformer(self)
 
     def encode_text(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from polymodal.data.compositional_foils import KINDS, compositional_foils
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
+from polymodal.evaluation.caption_prior import prior_agreement
 from polymodal.evaluation.pair_scores import (
     PairScorer,
     ScoredPairs,
@@ -33,7 +37,7 @@ from polymodal.types import Example
 
 MAX_EXAMPLES = 400  # of a split
 MIN_ITEMS = 8  # of a kind that is scored
-ALPHA = MetricKind("exponent", is_fraction=False)
+MAX_COMPARED = 16  # captions whose prior is estimated in two ways
 
 
 def foils_of(inputs: TaskInputs, rows: np.ndarray, examples: list[Example]) -> list[tuple[str, dict[str, list[str]]]]:
@@ -65,27 +69,35 @@ def foil_scores(inputs: TaskInputs) -> list[Score]:
 def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
     rows, examples = inputs.reader.read_split(split, MAX_EXAMPLES)
     described = foils_of(inputs, rows, examples)
-    scores = []
+    scores: list[Score] = []
     for kind in KINDS:
         items = [
             (example["image"], [caption, *foils[kind]])
             for example, (caption, foils) in zip(examples, described, strict=True)
             if kind in foils
         ]
-        if len(items) < MIN_ITEMS:
-            continue
-        pairs = ScoredPairs.of([image for image, _ in items], [texts for _, texts in items])
-        counts = np.array([len(texts) for _, texts in items])
-        chance = float(np.mean(1 / counts))
-        for name, values in item_values(
-            PairScorer(inputs, pairs), lambda one, counts=counts: first_is_best(one, counts)
-        ).items():
-            place = f"{split}/foils/{kind}"
-            if name == "alpha":
-                scores.append(Score(f"{place}/alpha", values))
-            else:
-                scores.append(Score(f"{place}/{name}/accuracy" if name else f"{place}/accuracy", values, chance))
+        if len(items) >= MIN_ITEMS:
+            scores += _kind_scores(inputs, f"{split}/foils/{kind}", items)
+    if scores and isinstance(inputs.method, HasLikelihood):
+        some = [text for caption, foils in described[:MAX_COMPARED] for text in (caption, *foils.get("order", ()))]
+        agreement = prior_agreement(inputs, some, [example["image"] for example in examples[:1]])
+        if agreement is not None:
+            scores.append(Score(f"{split}/foils/prior/rank_correlation", agreement, 0.0))
     return scores
+
+
+def _kind_scores(inputs: TaskInputs, place: str, items: Sequence[tuple[Any, list[str]]]) -> list[Score]:
+    """Of each image with its caption and its foils."""
+    pairs = ScoredPairs.of([image for image, _ in items], [texts for _, texts in items])
+    counts = np.array([len(texts) for _, texts in items])
+    chance = float(np.mean(1 / counts))
+    values = item_values(PairScorer(inputs, pairs), lambda scores: first_is_best(scores, counts))
+    return [
+        Score(f"{place}/alpha", one)
+        if name == "alpha"
+        else Score(f"{place}/{name}/accuracy" if name else f"{place}/accuracy", one, chance)
+        for name, one in values.items()
+    ]
 
 
 def first_is_best(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -107,10 +119,10 @@ def plot(inputs: TaskInputs) -> Panels:
     values = getattr(scorer, kind) / (scorer.lengths if kind == "likelihood" else 1)
     panels, start = [], 0
     for row, some in zip(rows.tolist(), texts, strict=True):
-        own = values[start : start + len(some)]
+        of_image = values[start : start + len(some)]
         start += len(some)
-        order = np.argsort(-own, kind="stable").tolist()
-        lines: list[Line] = [(f"{own[place]:.2f}  {some[place]}", _color(place, order)) for place in order]
+        order = np.argsort(-of_image, kind="stable").tolist()
+        lines: list[Line] = [(f"{of_image[place]:.2f}  {some[place]}", _color(place, order)) for place in order]
         panels.append(
             [
                 value_panel(inputs.corpus, row, inputs.corpus.column_with(Image)),
@@ -133,7 +145,7 @@ task = Task(
     order=22,
     score=foil_scores,
     plot=plot,
-    metrics={"alpha": ALPHA, "accuracy": MetricKind()},
+    metrics={"alpha": MetricKind(), "rank_correlation": MetricKind(is_fraction=False), "accuracy": MetricKind()},
     headline=(
         "foils/*/accuracy",
         "foils/*/alpha_cross_fitted/accuracy",

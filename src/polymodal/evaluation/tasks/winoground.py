@@ -66,7 +66,7 @@ task = Task(
     order=23,
     score=winoground_scores,
     metrics={
-        "alpha": MetricKind("exponent", is_fraction=False),
+        "alpha": MetricKind(),
         "text": MetricKind(),
         "image": MetricKind(),
         "group": MetricKind(),

@@ -9,7 +9,7 @@ The score is of evaluation (`evaluation.pair_scores`), and any method with likel
 This recipe trains the model that the paper takes it from, BLIP, whose ITC and ITM heads are the paper's baselines.
 
 Terms: VisualGPTScore = evaluation.pair_scores.PairScorer.debiased, alpha-debiasing = MatchingScore.alpha, P_train(t) by
-Monte Carlo sampling and by null images = evaluation.pair_scores.CaptionPrior, blind language model = score `blind`,
+Monte Carlo sampling and by null images = evaluation.caption_prior.CaptionPrior, blind language model = score `blind`,
 scenario 1 and 2 = scores `alpha_0` and `alpha_1`, alpha* = `alpha_cross_fitted`, ITC, ITM, LM = models.blip.BLIP.
 
 Differs from the paper in: the official repository has no code, so that the formula is checked against plain loops and
