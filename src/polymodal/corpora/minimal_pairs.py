@@ -1,6 +1,6 @@
 """Two objects in a scene, and captions that say who is where: pairs of images whose captions have the same words.
 
-A caption is "a large cat left of a small dog" or "a small bee above a large car": two of 24 of the objects of `scenes`,
+A caption is "a large cat left of a small dog" or "a small bee above a large car": two of 12 of the objects of `scenes`,
 their sizes, and a relation of their places. Every two rows of `test` are a minimal pair in the form of Winoground
 (Thrush et al. 2022): in one half of the pairs, the objects change places (relation), in the other their sizes
 (attribute). Both captions of a pair are about as frequent in `test`, so that a language model alone says nothing.
@@ -25,7 +25,7 @@ from polymodal.modalities import Category, Graph, Image, Modality, Regions, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.text import stored_texts
 
-SIDE, CONCEPTS, SKEW = 64, 24, 10  # pixels; objects; how many times as frequent one order is in training
+SIDE, CONCEPTS, SKEW = 64, 12, 10  # pixels; objects; how many times as frequent one order is in training
 PAIRS = {"validation": 100, "test": 200}  # two rows each
 SAMPLED = {"train": 6000, "test_prior": 400}
 RELATIONS = ("left of", "above")

@@ -135,7 +135,7 @@ class MultimodalTextEncoderConfig(FusionEncoderConfig):
     norm: Literal["pre", "post"] = "post"
     """Whether branches are normalized before, or sums after them, as in BERT."""
     causal_attention: bool = False
-    """Whether causal self-attention has weights of its own, as in BLIP, whose encoder and decoder have all others in common."""
+    """Whether causal self-attention has weights of its own, as in BLIP's decoder; all others are the encoder's, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

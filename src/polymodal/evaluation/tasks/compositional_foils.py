@@ -35,7 +35,7 @@ from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Regions, Text
 from polymodal.types import Example
 
-MAX_EXAMPLES = 400  # of a split
+MAX_EXAMPLES = 200  # of a split
 MIN_ITEMS = 8  # of a kind that is scored
 MAX_COMPARED = 16  # captions whose prior is estimated in two ways
 
