@@ -1,7 +1,6 @@
 """Two objects in a scene, and captions that say who is where: pairs of images whose captions have the same words.
 
-A caption is "a large cat left of a small dog" or "a small bee above a large car": two of 12 of the objects of `scenes`,
-their sizes, and a relation of their places. Every two rows of `test` are a minimal pair in the form of Winoground
+A caption is "a large cat left of a small dog" or "a small bee above a large car": two of twelve objects, their sizes, and a relation of their places. Every two rows of `test` are a minimal pair in the form of Winoground
 (Thrush et al. 2022): in one half of the pairs, the objects change places (relation), in the other their sizes
 (attribute). Both captions of a pair are about as frequent in `test`, so that a language model alone says nothing.
 
@@ -25,7 +24,11 @@ from polymodal.modalities import Category, Graph, Image, Modality, Regions, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.text import stored_texts
 
-SIDE, CONCEPTS, SKEW = 64, 12, 10  # pixels; objects; how many times as frequent one order is in training
+SIDE, SKEW = 64, 10  # pixels; how many times as frequent one order is in training
+OBJECTS = (
+    *("dove", "otter", "octopus", "raccoon", "lobster", "watermelon"),
+    *("pretzel", "tent", "violin", "locomotive", "sled", "bomb"),
+)
 PAIRS = {"validation": 100, "test": 200}  # two rows each
 SAMPLED = {"train": 6000, "test_prior": 400}
 RELATIONS = ("left of", "above")
@@ -82,8 +85,9 @@ def compose(
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
-    sprites = sprites_of("google")[:CONCEPTS]
-    frequent = np.random.default_rng(100).random((CONCEPTS, CONCEPTS)) < 0.5  # whether i before j (i < j) is frequent
+    sprites = [sprite for sprite in sprites_of("google") if sprite.name in OBJECTS]
+    count = len(sprites)
+    frequent = np.random.default_rng(100).random((count, count)) < 0.5  # whether i before j (i < j) is frequent
 
     def row(split: str, number: int, places: Sequence[int], sizes: Sequence[str], relation: str, kind: str) -> Row:
         shown = [sprites[place] for place in places]
@@ -100,20 +104,20 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         }
 
     def sampled() -> tuple[list[int], list[str], str]:
-        places = rng.choice(CONCEPTS, size=2, replace=False).tolist()
+        places = rng.choice(len(sprites), size=2, replace=False).tolist()
         return places, [SIZES[int(n)] for n in rng.integers(2, size=2)], RELATIONS[int(rng.integers(2))]
 
-    for seed, (split, count) in enumerate(SAMPLED.items()):
+    for seed, (split, number_of) in enumerate(SAMPLED.items()):
         rng = np.random.default_rng(seed)
-        for number in prepare.track(range(count), f"Composing scenes, {split}"):
+        for number in prepare.track(range(number_of), f"Composing scenes, {split}"):
             places, sizes, relation = sampled()
             low, high = sorted(places)
             ordered = (low, high) if frequent[low, high] else (high, low)
             usual = rng.random() < SKEW / (SKEW + 1)
             yield row(split, number, ordered if usual else ordered[::-1], sizes, relation, "sampled")
-    for seed, (split, count) in enumerate(PAIRS.items(), start=len(SAMPLED)):
+    for seed, (split, number_of) in enumerate(PAIRS.items(), start=len(SAMPLED)):
         rng = np.random.default_rng(seed)
-        for number in prepare.track(range(count), f"Composing pairs, {split}"):
+        for number in prepare.track(range(number_of), f"Composing pairs, {split}"):
             places, sizes, relation = sampled()
             kind = ("relation", "attribute")[number % 2]
             if kind == "attribute":
