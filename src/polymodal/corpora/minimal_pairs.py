@@ -1,8 +1,9 @@
 """Two objects in a scene, and captions that say who is where: pairs of images whose captions have the same words.
 
-A caption is "a large cat left of a small dog" or "a small bee above a large car": two of twelve objects, their sizes, and a relation of their places. Every two rows of `test` are a minimal pair in the form of Winoground
-(Thrush et al. 2022): in one half of the pairs, the objects change places (relation), in the other their sizes
-(attribute). Both captions of a pair are about as frequent in `test`, so that a language model alone says nothing.
+A caption is "a large otter left of a small tent" or "a small dove above a large sled": two of twelve objects, their
+sizes, and a relation of their places. Every two rows of `test` are a minimal pair in the form of Winoground (Thrush et
+al. 2022): in one half of the pairs, the objects change places (relation), in the other their sizes (attribute). Both
+captions of a pair are about as frequent in `test`, so that a language model alone says nothing.
 
 In training, one order of two objects is ten times as frequent as the other: which one differs from pair to pair.
 `test_prior` has the frequencies of training, `validation` those of `test`. So a test has another prior of captions than
