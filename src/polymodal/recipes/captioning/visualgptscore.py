@@ -8,9 +8,10 @@ plausible: so P(t | i) is divided by P(t)^alpha at test time, with P(t) estimate
 The score is of evaluation (`evaluation.pair_scores`), and any method with likelihoods has it in `polymodal evaluate`.
 This recipe trains the model that the paper takes it from, BLIP, whose ITC and ITM heads are the paper's baselines.
 
-Terms: VisualGPTScore = evaluation.pair_scores.PairScorer.debiased, alpha-debiasing = MatchingScore.alpha, P_train(t) by
-Monte Carlo sampling and by null images = evaluation.caption_prior.CaptionPrior, blind language model = score `blind`,
-scenario 1 and 2 = scores `alpha_0` and `alpha_1`, alpha* = `alpha_cross_fitted`, ITC, ITM, LM = models.blip.BLIP.
+Terms: VisualGPTScore = evaluation.pair_scores.PairScorer.debiased, alpha = MatchingScore.alpha, P_train(t) =
+evaluation.caption_prior.CaptionPrior, null images = caption_prior.noise_images, blind language model = foils.blind,
+scenario 1 = foils.alpha_0, scenario 2 = foils.alpha_1, alpha* = foils.alpha_cross_fitted, ITC = losses.itc, ITM =
+losses.itm, LM = losses.lm.
 
 Differs from the paper in: the official repository has no code, so that the formula is checked against plain loops and
 the text transformer against BLIP's in transformers; scores are divided by the number of tokens, with the end token;
