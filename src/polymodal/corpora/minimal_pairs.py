@@ -80,7 +80,7 @@ def compose(
         corner[axis] = number * half + int(rng.integers(0, half - extents[axis] + 1))
         middle = half + int(rng.integers(-SIDE // 12, SIDE // 12 + 1))  # each covers the line through the center
         corner[1 - axis] = min(max(middle - extents[1 - axis] // 2, 0), SIDE - extents[1 - axis])
-        image.paste(pasted, tuple(corner), pasted)
+        image.paste(pasted, (corner[0], corner[1]), pasted)
         boxes.append([*corner, corner[0] + extents[0], corner[1] + extents[1]])
     return image, boxes
 

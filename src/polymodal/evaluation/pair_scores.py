@@ -168,7 +168,9 @@ def item_values(scorer: PairScorer, judge: Judge, prior: CaptionPrior = NOISE) -
     `alpha_1` and `alpha_cross_fitted`; `alpha` has both alphas of the halves. A method with a matching score of its own
     (`HasMatchingScore`) has it under the name "".
     """
-    values = {kind: judge(getattr(scorer, kind)) for kind in scorer.kinds if kind != "likelihood"}
+    values: dict[str, np.ndarray] = {
+        kind: judge(getattr(scorer, kind)) for kind in scorer.kinds if kind != "likelihood"
+    }
     if "likelihood" in scorer.kinds:
         values |= _of_likelihood(scorer, judge, prior)
     method = scorer.inputs.method

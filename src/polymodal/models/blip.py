@@ -9,8 +9,8 @@ first token of its own in place of the start token.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,7 +79,7 @@ class BLIP(nn.Module):
         return F.normalize(self.text_projection(states[:, 0]), dim=-1)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
-        encoders = {"image": self.encode_image, "text": self.encode_text}
+        encoders: dict[str, Callable[[Any], Tensor]] = {"image": self.encode_image, "text": self.encode_text}
         return {name: encode(batch[name]) for name, encode in encoders.items() if name in batch}
 
     def match(self, text: Tokens, visual: Visual) -> Float[Tensor, "batch 2"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from polymodal.data.compositional_foils import minimal_pairs
@@ -43,13 +45,17 @@ def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
     pairs = ScoredPairs.of(images, [[captions[row] for row in pair] for pair in items for _ in pair])
     scorer, scores = PairScorer(inputs, pairs), []
     for metric, chance in CHANCE.items():
-        for name, values in item_values(scorer, lambda one, metric=metric: winoground(one)[metric]).items():
+        for name, values in item_values(scorer, partial(_metric, metric)).items():
             place = f"{split}/winoground/{name}" if name else f"{split}/winoground"
             if name != "alpha":
                 scores.append(Score(f"{place}/{metric}", values, chance))
             elif metric == "text":
                 scores.append(Score(place, values))
     return scores
+
+
+def _metric(metric: str, scores: np.ndarray) -> np.ndarray:
+    return winoground(scores)[metric]
 
 
 def winoground(scores: np.ndarray) -> dict[str, np.ndarray]:
