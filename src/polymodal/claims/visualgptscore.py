@@ -2,7 +2,7 @@
 
 All arms begin with the same trained model and learn nothing more (their learning rate is 0), so that they differ in the
 score alone and there is nothing to tune. Shuffled words are implausible, and exchanged roles are as frequent as in
-training in `test_prior`, so that the prior helps, as in ARO; captions of `test` are equally frequent, where it does not,
+training in `test_prior`, so that the prior helps, as in ARO; captions of `test` are equally frequent, and it does not,
 as in Winoground. `blind` says how far the prior gets alone.
 """
 
