@@ -49,6 +49,7 @@ OF_A_PROCESS = {  # losses whose negatives are sampled from the batch of a proce
     "alpro": ("itm",),
     "tip": ("itm",),
     "mslam": ("contrastive",),
+    "visualgptscore": ("itm",),
 }
 
 

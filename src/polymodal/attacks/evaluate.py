@@ -21,11 +21,10 @@ from polymodal.attacks.attack import Attack
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.capabilities import CanEmbed
+from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs
 from polymodal.evaluation.embeddings import main_language
 from polymodal.evaluation.retrieval import chance_recall, ranks
 from polymodal.evaluation.statistics import Score, ratio
-from polymodal.evaluation.tasks.image_text_matching import CanScorePairs
 from polymodal.modalities import Image, Text
 from polymodal.training.run import Run, answers, embed, evaluating
 

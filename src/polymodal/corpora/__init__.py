@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.in_memory import from_table
     from polymodal.corpora.languages import in_languages, with_language_temperature
     from polymodal.corpora.manuals import manuals
+    from polymodal.corpora.minimal_pairs import minimal_pairs
     from polymodal.corpora.mixture import mix_corpora
     from polymodal.corpora.molecules import molecules
     from polymodal.corpora.movies import movies
@@ -109,6 +110,7 @@ __all__ = [
     "load_corpus",
     "load_mixture",
     "manuals",
+    "minimal_pairs",
     "mix_corpora",
     "molecules",
     "movies",

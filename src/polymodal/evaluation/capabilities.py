@@ -37,6 +37,13 @@ class CanClassifyAnswers(Protocol):
 
 
 @runtime_checkable
+class CanScorePairs(Protocol):
+    """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
+
+    def itm_logits(self, batch: Batch) -> Tensor: ...
+
+
+@runtime_checkable
 class HasLikelihood(Protocol):
     """Capability: the log-probability of each answer of a batch."""
 

@@ -143,15 +143,18 @@ class CrossAttentionBlock(nn.Module):
         mask: SelfAttentionMask = None,
         context_mask: AttentionMask = None,
         past: KeyValue | None = None,
+        self_attention: CrossAttention | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """Apply the block.
 
         mask: for self-attention. context: tokens, or their projected keys and values; None skips cross-attention. past:
         keys and values of self-attention (KV cache), including those of x, used instead of projecting x.
+        self_attention: in place of the block's own, as in BLIP's decoder, which shares all else with the encoder.
         """
+        attention = self_attention or self.self_attention
 
         def attend(y: Tensor) -> Tensor:
-            return self.self_attention.attend(y, past or self.self_attention.project(y), mask)
+            return attention.attend(y, past or attention.project(y), mask)
 
         # Self-attention, then cross-attention to the context, then the MLP.
         x = self._residual(x, self.norm1, attend)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polymodal.constraints import DecayRate, NonNegativeInt, PositiveInt
 from polymodal.errors import UserError
-from polymodal.layers.cross_attention import CrossAttentionBlock, causal_mask, init_transformer
+from polymodal.layers.cross_attention import CrossAttention, CrossAttentionBlock, causal_mask, init_transformer
 
 Fusion = Literal["cross_attention", "co_attention", "merged_attention"]
 
@@ -134,6 +134,8 @@ class MultimodalTextEncoderConfig(FusionEncoderConfig):
     """Longest text in tokens."""
     norm: Literal["pre", "post"] = "post"
     """Whether branches are normalized before, or sums after them, as in BERT."""
+    causal_attention: bool = False
+    """Whether causal self-attention has weights of its own, as in BLIP's decoder; all others are the encoder's, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +161,8 @@ class MultimodalTextEncoder(nn.Module):
         self.blocks = nn.ModuleList(config.block(index, image_width) for index in range(config.depth))
         self.norm_post = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self.lower = config.depth - (config.fusion_depth or config.depth)
+        causal = config.depth if config.causal_attention else 0
+        self.causal_attention = nn.ModuleList(CrossAttention(config.width, config.num_heads) for _ in range(causal))
         init_transformer(self)
 
     def encode_text(
@@ -169,8 +173,8 @@ class MultimodalTextEncoder(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         """Text alone. causal: a token sees only those up to itself."""
         x, mask = self._embedded(ids, text_mask, causal)
-        for block in self.blocks[: self.lower or None]:
-            x = block(x, mask=mask)
+        for index, block in enumerate(self.blocks[: self.lower or None]):
+            x = block(x, mask=mask, self_attention=self._attention(index, causal))
         return self.norm_post(x) if not self.lower else x
 
     def fuse(
@@ -188,8 +192,8 @@ class MultimodalTextEncoder(nn.Module):
         if not self.lower:
             raise UserError("All blocks have cross-attention; give the tokens to forward, or set a fusion_depth.")
         mask = causal_mask(text_mask) if causal else text_mask
-        for block in self.blocks[self.lower :]:
-            text = block(text, image, mask, image_mask)
+        for index, block in enumerate(self.blocks[self.lower :], start=self.lower):
+            text = block(text, image, mask, image_mask, self_attention=self._attention(index, causal))
         return self.norm_post(text)
 
     def forward(
@@ -202,9 +206,15 @@ class MultimodalTextEncoder(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         """Text together with an image, through all blocks."""
         x, mask = self._embedded(ids, text_mask, causal)
-        for block in self.blocks:
-            x = block(x, image, mask, image_mask)
+        for index, block in enumerate(self.blocks):
+            x = block(x, image, mask, image_mask, self_attention=self._attention(index, causal))
         return self.norm_post(x)
+
+    def _attention(self, index: int, causal: bool) -> CrossAttention | None:
+        """The causal self-attention of a block, where it has weights of its own."""
+        attention = self.causal_attention[index] if causal and self.config.causal_attention else None
+        assert attention is None or isinstance(attention, CrossAttention)
+        return attention
 
     def _embedded(self, ids: Tensor, text_mask: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
         """Embeddings of tokens and positions, and the mask of self-attention."""

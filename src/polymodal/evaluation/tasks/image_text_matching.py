@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.capabilities import CanScorePairs
 from polymodal.evaluation.panels import EXAMPLES, Panels, retrieval_panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
 from polymodal.modalities import Text
 from polymodal.training.run import answers
-from polymodal.types import Batch
 
 MAX_MATCHED = 200  # examples, all pairs of which are scored
 MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
 BLOCK = 16  # examples that are scored with all texts at once
-
-
-@runtime_checkable
-class CanScorePairs(Protocol):
-    """Capability: a logit for every item and every text of a batch that the two belong together: (items, texts)."""
-
-    def itm_logits(self, batch: Batch) -> Tensor: ...
 
 
 def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:

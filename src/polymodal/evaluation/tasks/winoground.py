@@ -1,0 +1,90 @@
+"""Winoground: two images and two captions of the same words, each of which is true of one image."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from polymodal.data.compositional_foils import minimal_pairs
+from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
+from polymodal.evaluation.pair_scores import (
+    PairScorer,
+    ScoredPairs,
+    item_values,
+    main_captions,
+    matching_protocol,
+    strictly_greater,
+)
+from polymodal.evaluation.statistics import MetricKind, Score
+from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.modalities import Image, Text
+
+MAX_EXAMPLES = 1000  # of a split, among which pairs are looked for
+MIN_PAIRS = 8  # of a split that is scored
+CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # of scores at random
+
+
+def winoground_scores(inputs: TaskInputs) -> list[Score]:
+    """Text, image and group score (Thrush et al. 2022, section 3.3) by each score of the method; ties are wrong.
+
+    The unit is a pair of examples whose captions have the same letters in another order. A score that does not depend
+    on the image, such as the prior, has 0, not chance.
+    """
+    return [score for split in inputs.test_splits for score in _split_scores(inputs, split)]
+
+
+def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
+    _, examples = inputs.reader.read_split(split, MAX_EXAMPLES)
+    captions = main_captions(inputs, examples)
+    items = minimal_pairs(captions)
+    if len(items) < MIN_PAIRS:
+        return []
+    # For each item: image 0 with captions 0 and 1, image 1 with captions 0 and 1.
+    images = [examples[row]["image"] for pair in items for row in pair]
+    pairs = ScoredPairs.of(images, [[captions[row] for row in pair] for pair in items for _ in pair])
+    scorer, scores = PairScorer(inputs, pairs), []
+    for metric, chance in CHANCE.items():
+        for name, values in item_values(scorer, partial(_metric, metric)).items():
+            place = f"{split}/winoground/{name}" if name else f"{split}/winoground"
+            if name != "alpha":
+                scores.append(Score(f"{place}/{metric}", values, chance))
+            elif metric == "text":
+                scores.append(Score(place, values))
+    return scores
+
+
+def _metric(metric: str, scores: np.ndarray) -> np.ndarray:
+    return winoground(scores)[metric]
+
+
+def winoground(scores: np.ndarray) -> dict[str, np.ndarray]:
+    """The values of the items. scores: s(c0, i0), s(c1, i0), s(c0, i1), s(c1, i1) of each item in turn."""
+    c0_i0, c1_i0, c0_i1, c1_i1 = scores.reshape(-1, 4).T
+    text = strictly_greater(c0_i0, c1_i0) & strictly_greater(c1_i1, c0_i1)
+    image = strictly_greater(c0_i0, c0_i1) & strictly_greater(c1_i1, c1_i0)
+    return {name: one.astype(float) for name, one in (("text", text), ("image", image), ("group", text & image))}
+
+
+task = Task(
+    capability=CanEmbed | CanScorePairs | HasLikelihood,
+    requires=((Image, Text),),
+    order=23,
+    score=winoground_scores,
+    metrics={
+        "alpha": MetricKind(),
+        "text": MetricKind(),
+        "image": MetricKind(),
+        "group": MetricKind(),
+    },
+    headline=(
+        "winoground/text",
+        "winoground/image",
+        "winoground/group",
+        "winoground/alpha_cross_fitted/text",
+        "winoground/itm/text",
+        "winoground/itc/text",
+    ),
+    forward_methods=(),
+    protocol=matching_protocol,
+)
