@@ -25,10 +25,14 @@ from polymodal.rng import ExampleRNG
 from polymodal.types import Batch
 
 
-class MaskedPairsBatch(PairsBatch, MaskedTexts):
+class MaskedPairs(MaskedTexts):
     """masked_patches: True for patches that are reconstructed, as many of each image."""
 
     masked_patches: Bool[Tensor, "batch patches"]
+
+
+class MaskedPairsBatch(PairsBatch, MaskedPairs):
+    """Pairs, and what masked signal modeling is given of them."""
 
 
 class MaskedErrors(NamedTuple):
@@ -43,7 +47,7 @@ class MaskedErrors(NamedTuple):
 
 def mask_pairs(
     text: Tokens, num_patches: int, mask_id: int, mlm_probability: float, mask_ratio: float, rng: ExampleRNG
-) -> dict[str, Tokens | Tensor]:
+) -> MaskedPairs:
     """Mask tokens, at least one of each text, and patches; a masked token is always replaced by the mask token."""
     masked = mask_texts(text, mlm_probability, mask_id, rng, min_masked=1, keep_prob=0.0, random_prob=0.0)
     return {**masked, "masked_patches": mask_patches(num_patches, mask_ratio, rng)}
@@ -91,20 +95,20 @@ class MaskedSignalModeling(MultiwayPairs):
         """Return the errors at positions that are masked at random, the same ones of the same batch."""
         text, image, mask_id = batch["text"], batch["image"], len(self.mlm_head.bias)
         config, rng = self.decoder.config, ExampleRNG.of(0, 0, len(image))
-        on_cpu = mask_pairs(text.to("cpu"), config.num_patches, mask_id, self.mlm_probability, config.mask_ratio, rng)
-        masked = {name: value.to(image.device) for name, value in on_cpu.items()}
-        tokens = self.encoder(image, masked["mlm_text"], visible_indices(masked["masked_patches"]))
-        mask, patch_mask = masked["masked_tokens"], masked["masked_patches"]
+        num_patches, ratios = config.num_patches, (self.mlm_probability, config.mask_ratio)
+        masked = mask_pairs(text.to("cpu"), num_patches, mask_id, *ratios, rng)
+        words, mask = masked["mlm_text"].to(image.device), masked["masked_tokens"].to(image.device)
+        patch_mask = masked["masked_patches"].to(image.device)
+        tokens = self.encoder(image, words, visible_indices(patch_mask))
         logits, targets = self.mlm_head(tokens.text[mask], self.encoder.word.weight), text.ids[mask]
         nll, correct = torch.zeros(2, *mask.shape, device=mask.device)
         nll[mask] = F.cross_entropy(logits.float(), targets, reduction="none")
         correct[mask] = (logits.argmax(1) == targets).float()
         goal = normalize_patches(self._patches(image))
         errors = (self._reconstructed(tokens, patch_mask) - goal).square().mean(-1)
-        means = [
-            (values * patch_mask).sum(1) / patch_mask.sum(1).clamp(min=1) for values in (errors, goal.square().mean(-1))
-        ]
-        return MaskedErrors(nll.sum(1), correct.sum(1), text.ids.masked_fill(~mask, -1), *means)
+        count = patch_mask.sum(1).clamp(min=1)
+        error, variance = ((each * patch_mask).sum(1) / count for each in (errors, goal.square().mean(-1)))
+        return MaskedErrors(nll.sum(1), correct.sum(1), text.ids.masked_fill(~mask, -1), error, variance)
 
     def expert_choices(
         self, batch: Batch

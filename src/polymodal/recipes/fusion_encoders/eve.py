@@ -137,10 +137,15 @@ class Recipe(TrainingRecipe):
     @property
     def decoder_config(self) -> MaskedAutoencoderConfig:
         """The configuration of the decoder."""
-        size, patch, heads = self.encoder.image_size, self.encoder.patch_size, self.decoder_num_heads
-        decoder = {"decoder_width": self.decoder_width, "decoder_depth": self.decoder_depth}
-        options = {"mask_ratio": self.mask_ratio, "decoder_num_heads": heads}
-        return MaskedAutoencoderConfig((size, size), (patch, patch), **decoder, **options)
+        size, patch = self.encoder.image_size, self.encoder.patch_size
+        return MaskedAutoencoderConfig(
+            (size, size),
+            (patch, patch),
+            decoder_width=self.decoder_width,
+            decoder_depth=self.decoder_depth,
+            decoder_num_heads=self.decoder_num_heads,
+            mask_ratio=self.mask_ratio,
+        )
 
     def stages(self) -> tuple[Stage, ...]:
         masked, last, kind = ("encoder.*", "mlm_head.*", "decoder.*"), self.finetune_fraction, self.finetuning
