@@ -207,12 +207,12 @@ class MultiwayMoEEncoder(nn.Module):
     ) -> tuple[Layout, list[Top2Routing]]:
         """Return the layout of the tokens, and how each mixture of experts routes them."""
         x, _, layout = self.embed_tokens(image, text, None)
-        found = []
+        routings = []
         for block in self.blocks:
             if block.kind == "moe":
-                found.append(block.moe.route(block.norm2(block.attend(x, layout)), layout.modality)[1])
+                routings.append(block.moe.route(block.norm2(block.attend(x, layout)), layout.modality)[1])
             x, _ = block(x, layout)
-        return layout, found
+        return layout, routings
 
     def embed_tokens(
         self,

@@ -16,11 +16,16 @@ from polymodal.data.masked_input import MaskedTexts, mask_texts
 from polymodal.data.masks import mask_patches, restore_indices, visible_indices
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig, MultiwayTokens
 from polymodal.layers.masked_lm_head import MaskedLMHead
-from polymodal.layers.patches import patchify_nd
+from polymodal.layers.patches import patchify_nd, unpatchify_nd
 from polymodal.modalities.text import Tokens
 from polymodal.models.masked_autoencoder import MaskedAutoencoderConfig, MaskedDecoder
 from polymodal.models.multiway_pairs import MultiwayPairs, PairsBatch
-from polymodal.objectives.masked_modeling import masked_lm_loss, masked_patch_loss, normalize_patches
+from polymodal.objectives.masked_modeling import (
+    masked_lm_loss,
+    masked_patch_loss,
+    normalize_patches,
+    patch_mean_std,
+)
 from polymodal.rng import ExampleRNG
 from polymodal.types import Batch
 
@@ -43,6 +48,15 @@ class MaskedErrors(NamedTuple):
     ids: Int[Tensor, "batch length"]
     squared_error: Float[Tensor, " batch"]
     variance: Float[Tensor, " batch"]
+
+
+class MaskedViews(NamedTuple):
+    """Of every pair. visible: image with masked patches in the mean color. reconstructed: with what is predicted of
+    them. ids: tokens that are predicted at masked positions, -1 elsewhere."""
+
+    visible: Float[Tensor, "batch 3 size size"]
+    reconstructed: Float[Tensor, "batch 3 size size"]
+    ids: Int[Tensor, "batch length"]
 
 
 def mask_pairs(
@@ -93,22 +107,47 @@ class MaskedSignalModeling(MultiwayPairs):
 
     def masked_errors(self, batch: Batch) -> MaskedErrors:
         """Return the errors at positions that are masked at random, the same ones of the same batch."""
-        text, image, mask_id = batch["text"], batch["image"], len(self.mlm_head.bias)
-        config, rng = self.decoder.config, ExampleRNG.of(0, 0, len(image))
-        num_patches, ratios = config.num_patches, (self.mlm_probability, config.mask_ratio)
-        masked = mask_pairs(text.to("cpu"), num_patches, mask_id, *ratios, rng)
-        words, mask = masked["mlm_text"].to(image.device), masked["masked_tokens"].to(image.device)
-        patch_mask = masked["masked_patches"].to(image.device)
-        tokens = self.encoder(image, words, visible_indices(patch_mask))
-        logits, targets = self.mlm_head(tokens.text[mask], self.encoder.word.weight), text.ids[mask]
+        tokens, mask, patch_mask = self._masked_at_random(batch)
+        targets, logits = batch["text"].ids[mask], self._token_logits(tokens, mask)
         nll, correct = torch.zeros(2, *mask.shape, device=mask.device)
         nll[mask] = F.cross_entropy(logits.float(), targets, reduction="none")
         correct[mask] = (logits.argmax(1) == targets).float()
-        goal = normalize_patches(self._patches(image))
+        goal = normalize_patches(self._patches(batch["image"]))
         errors = (self._reconstructed(tokens, patch_mask) - goal).square().mean(-1)
         count = patch_mask.sum(1).clamp(min=1)
         error, variance = ((each * patch_mask).sum(1) / count for each in (errors, goal.square().mean(-1)))
-        return MaskedErrors(nll.sum(1), correct.sum(1), text.ids.masked_fill(~mask, -1), error, variance)
+        ids = batch["text"].ids.masked_fill(~mask, -1)
+        return MaskedErrors(nll.sum(1), correct.sum(1), ids, error, variance)
+
+    def masked_views(self, batch: Batch) -> MaskedViews:
+        """Return what `masked_errors` masks, and what is predicted there."""
+        tokens, mask, patch_mask = self._masked_at_random(batch)
+        patches, config = self._patches(batch["image"]), self.decoder.config
+        mean, std = patch_mean_std(patches)
+        predicted = self._reconstructed(tokens, patch_mask) * std + mean  # of the true patch, as the goal is normalized
+        pasted = torch.where(patch_mask[..., None], predicted, patches)
+        visible = torch.where(patch_mask[..., None], torch.zeros_like(patches), patches)
+        images = (unpatchify_nd(each, config.patch_size, config.grid) for each in (visible, pasted))
+        ids = torch.full_like(batch["text"].ids, -1)
+        ids[mask] = self._token_logits(tokens, mask).argmax(1)
+        return MaskedViews(*images, ids)
+
+    def _masked_at_random(
+        self, batch: Batch
+    ) -> tuple[MultiwayTokens, Bool[Tensor, "batch length"], Bool[Tensor, "batch patches"]]:
+        """Encode pairs that are masked at random, and return which tokens and patches are."""
+        image, config, rng = batch["image"], self.decoder.config, ExampleRNG.of(0, 0, len(batch["image"]))
+        ratios, mask_id = (self.mlm_probability, config.mask_ratio), len(self.mlm_head.bias)
+        masked = mask_pairs(batch["text"].to("cpu"), config.num_patches, mask_id, *ratios, rng)
+        patch_mask = masked["masked_patches"].to(image.device)
+        tokens = self.encoder(image, masked["mlm_text"].to(image.device), visible_indices(patch_mask))
+        return tokens, masked["masked_tokens"].to(image.device), patch_mask
+
+    def _token_logits(
+        self, tokens: MultiwayTokens, mask: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "masked vocab_size"]:
+        assert tokens.text is not None
+        return self.mlm_head(tokens.text[mask], self.encoder.word.weight)
 
     def expert_choices(
         self, batch: Batch

@@ -13,10 +13,11 @@ ITC = losses.itc, ITM = losses.itm, re-ranking = MultiwayPairs.itm_logits.
 Differs from the paper in: the code of pre-training was never released, so that its hyper-parameters are MAE's or common
 ones, and not checked; blocks begin with random weights, not with BEiT's; images have one size in all stages (released:
 224, then 384 or 480 px); in evaluation no token is dropped and the second expert has no noise, and padding takes no
-capacity; patches keep their positions where some are masked, which the released code drops; one stage
-fine-tunes for retrieval and answers, unless `--finetuning` names one of them; a question has one answer; negatives of
-ITM differ in text, not in image id; ITM ranks all pairs of `matching` (released: the 128 best of ITC). NLVR2 and its
-bi-attention are left out, as no corpus here has statements about two images.
+capacity; patches keep their positions where some are masked, which the released code drops; embeddings are normalized
+by the last layer norm, which it leaves out in evaluation; one stage fine-tunes for retrieval and answers, unless
+`--finetuning` names one of them; a question has one answer; negatives of ITM differ in text, not in image id; ITM ranks
+all pairs of `matching` (released: the 128 best of ITC). NLVR2 and its bi-attention are left out, as no corpus here has
+statements about two images.
 """
 
 from __future__ import annotations
