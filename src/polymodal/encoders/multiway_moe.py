@@ -209,6 +209,7 @@ class MultiwayMoEEncoder(nn.Module):
         x, _, layout = self.embed_tokens(image, text, None)
         routings = []
         for block in self.blocks:
+            assert isinstance(block, MultiwayMoEBlock)
             if block.kind == "moe":
                 routings.append(block.moe.route(block.norm2(block.attend(x, layout)), layout.modality)[1])
             x, _ = block(x, layout)

@@ -127,10 +127,10 @@ class MaskedSignalModeling(MultiwayPairs):
         predicted = self._reconstructed(tokens, patch_mask) * std + mean  # of the true patch, as the goal is normalized
         pasted = torch.where(patch_mask[..., None], predicted, patches)
         visible = torch.where(patch_mask[..., None], torch.zeros_like(patches), patches)
-        images = (unpatchify_nd(each, config.patch_size, config.grid) for each in (visible, pasted))
+        shown, whole = (unpatchify_nd(each, config.patch_size, config.grid) for each in (visible, pasted))
         ids = torch.full_like(batch["text"].ids, -1)
         ids[mask] = self._token_logits(tokens, mask).argmax(1)
-        return MaskedViews(*images, ids)
+        return MaskedViews(shown, whole, ids)
 
     def _masked_at_random(
         self, batch: Batch
