@@ -6,11 +6,15 @@ does: both MLPs for all tokens, then a mask. Experts that choose are that of MoM
 which takes a quarter of its modality's tokens (`layers.expert_choice.ExpertChoice`, one matrix product); beside it
 stands the same, expert after expert. Forward and backward, in turn, in one process; results are compared first.
 
+Top-2 experts are the layer of EVE (`layers.top2_moe.Top2MoE`), eight with an embedding of the modality in their router;
+beside it stands an MLP twice as wide as an expert. `--top2` times these two alone.
+
     python benchmarks/moe.py
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -20,8 +24,30 @@ from torch.nn import functional as F
 from in_turn import median_ratio, seconds_in_turn
 from polymodal.layers.decoder import ModalityExperts, SwiGLU
 from polymodal.layers.expert_choice import ExpertChoice
+from polymodal.layers.top2_moe import Top2MoE, quick_gelu
 
 TOKENS, WIDTH, HIDDEN, STRETCH, ROUNDS, EXPERTS = 8192, 512, 1408, 64, 7, 4
+TOP2_EXPERTS = 8
+
+
+def top2() -> None:
+    """Two of eight experts a token against one MLP of as many operations; the router is random."""
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(WIDTH, 2 * HIDDEN), torch.nn.Linear(2 * HIDDEN, WIDTH)
+    experts, x = Top2MoE(WIDTH, HIDDEN, TOP2_EXPERTS, num_modalities=2), torch.randn(TOKENS, WIDTH, requires_grad=True)
+    modality = torch.arange(TOKENS) % 2
+
+    def one_mlp() -> Tensor:
+        return second(quick_gelu(first(x)))
+
+    def two_experts() -> Tensor:
+        y, balance = experts(x, modality)
+        return y + balance
+
+    ways: dict[str, Callable[[], Tensor]] = {"one MLP": one_mlp, "top 2": two_experts}
+    steps = {label: lambda way=way: way().square().mean().backward() for label, way in ways.items()}
+    times = seconds_in_turn(steps, ROUNDS)
+    print(f"top 2 of {TOP2_EXPERTS} experts: {median_ratio(times['top 2'], times['one MLP']):.2f} x of one MLP")
 
 
 def main() -> None:
@@ -84,4 +110,6 @@ def one_by_one(experts: ExpertChoice, x: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    if "--top2" not in sys.argv:
+        main()
+    top2()

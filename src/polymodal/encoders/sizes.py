@@ -18,6 +18,7 @@ from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.multiway import MultiwayEncoderConfig
+from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.encoders.points import PointEncoderConfig
 from polymodal.encoders.presets import VIT_SIZES, TransformerSize
@@ -89,6 +90,13 @@ def _multiway(config: MultiwayEncoderConfig, size: Size) -> MultiwayEncoderConfi
     sides = _image_and_patch(config, {"small": 128, "base": 384}[size])  # boxes need more pixels than names
     vocab_size = max(config.vocab_size if size == "small" else 0, VOCABULARY[size])
     return _with_blocks(config, BLOCKS[size], vocab_size=vocab_size, **sides)
+
+
+@resized.register(MultiwayMoEConfig)
+def _multiway_moe(config: MultiwayMoEConfig, size: Size) -> MultiwayMoEConfig:
+    sides = _image_and_patch(config, IMAGE_SIDE[size])
+    vocab_size = max(config.vocab_size if size == "small" else 0, VOCABULARY[size])
+    return _with_blocks(config, BLOCKS[size], vocab_size=vocab_size, top_depth=2, **sides)
 
 
 @resized.register(PageEncoderConfig)

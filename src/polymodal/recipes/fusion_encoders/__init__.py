@@ -1,0 +1,1 @@
+"""Methods whose transformer encodes images and texts, apart and together."""
