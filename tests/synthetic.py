@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image as PILImage
 
 from polymodal.corpora.about import About
@@ -47,6 +48,7 @@ COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "
 OBJECTS = ("square", "disk", "bar", "cross")
 SIDE, RATE, ITEMS = 32, 16_000, 24
 SPLITS = {"train": 24, "validation": 4, "test": 8}
+CAPTIONED = ("hybrid_captions",)  # what needs captions in a synthetic format beside others
 
 
 def columns() -> dict[str, Modality]:
@@ -186,3 +188,13 @@ def page(caption: str, color: str, kind: str) -> list[dict[str, Any]]:
 def other(color: str) -> str:
     """Another color."""
     return list(COLORS)[(list(COLORS).index(color) + 1) % 4]
+
+
+def corpus_for(name: str, corpus: Corpus) -> Corpus:
+    """The corpus; for what needs it, the second caption of each example is a short synthetic one."""
+    if name not in CAPTIONED:
+        return corpus
+    place, kind = corpus.table.column_names.index("text"), corpus.table.schema.field("text").type
+    texts = corpus.table.column("text").to_pylist()
+    retagged = [[first, *({**other, "language": "en-x-ssc"} for other in others)] for first, *others in texts]
+    return replace(corpus, table=corpus.table.set_column(place, "text", pa.array(retagged, kind)))

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -40,7 +39,6 @@ STEPS = 20
 STARTS = {"mpo": "mono_internvl"}  # what starts from a run of another recipe
 EMBEDDED = ("image", "text", "video", "sound", "points", "views", "table")
 PARAMETER_TOLERANCE = 0.02  # papers round
-CAPTIONED = ("hybrid_captions",)  # what needs captions in a synthetic format beside others
 FORWARD_SAMPLED = {  # the gradients differ by design
     "moma": "Experts choose among the tokens of a forward pass.",
     "inductive_moment_matching": "Times and noise are sampled in the forward pass.",
@@ -51,16 +49,6 @@ OF_A_PROCESS = {  # losses whose negatives are sampled from the batch of a proce
     "mslam": ("contrastive",),
     "visualgptscore": ("itm",),
 }
-
-
-def corpus_for(name: str, corpus: Corpus) -> Corpus:
-    """The corpus; for what needs it, the second caption of each example is a short synthetic one."""
-    if name not in CAPTIONED:
-        return corpus
-    place, kind = corpus.table.column_names.index("text"), corpus.table.schema.field("text").type
-    texts = corpus.table.column("text").to_pylist()
-    retagged = [[first, *({**other, "language": "en-x-ssc"} for other in others)] for first, *others in texts]
-    return dataclasses.replace(corpus, table=corpus.table.set_column(place, "text", pa.array(retagged, kind)))
 
 
 class Subject(Protocol):
@@ -75,7 +63,7 @@ class Subject(Protocol):
 @pytest.fixture(scope="module", params=NAMES)
 def run(request: pytest.FixtureRequest, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of about four steps in every stage."""
-    recipe, corpus = recipes.find(request.param).tiny(), corpus_for(request.param, corpus)
+    recipe, corpus = recipes.find(request.param).tiny(), synthetic.corpus_for(request.param, corpus)
     folder = tmp_path_factory.mktemp(request.param) / "run"
     steps, init = pm.Budget(steps=4 * len(active_stages(recipe))), None
     if request.param in STARTS:
@@ -91,7 +79,7 @@ def name_of(run: Subject) -> str:
 
 def examples_of(run: Subject, corpus: Corpus) -> list[dict[str, Any]]:
     """The first training examples, as many as a batch has."""
-    corpus = corpus_for(name_of(run), corpus)
+    corpus = synthetic.corpus_for(name_of(run), corpus)
     return Reader(corpus, run.processor).read_all(corpus.rows("train")[: run.recipe.batch_size])[1]
 
 
@@ -254,7 +242,7 @@ def test_micro_batches_train(run: Run, corpus: Corpus) -> None:
     """A step of micro-batches in every stage has finite losses, or is refused in one sentence."""
     steps, refusal = pm.Budget(steps=len(active_stages(run.recipe))), ""
     try:
-        data, runtime = corpus_for(name_of(run), corpus), RuntimeConfig(micro_batch=2)
+        data, runtime = synthetic.corpus_for(name_of(run), corpus), RuntimeConfig(micro_batch=2)
         halved = pm.train(run.recipe, data, steps, init=run.record.get("init"), runtime=runtime)
     except UserError as error:
         refusal = str(error)
@@ -323,7 +311,7 @@ def work(rank: int, folder: str) -> None:
     world, corpus, found = World(rank, 2, torch.device("cpu")), synthetic.open_corpus(Path(folder) / "corpus"), {}
     for name in (name for name in NAMES if name not in FORWARD_SAMPLED):
         recipe = recipes.find(name).tiny()
-        subject = SimpleNamespace(recipe=recipe, processor=fit_processor(recipe, corpus_for(name, corpus)))
+        subject = SimpleNamespace(recipe=recipe, processor=fit_processor(recipe, synthetic.corpus_for(name, corpus)))
         found[name] = [of_process(subject, corpus, world, pieces) for pieces in (1, 2)]
     if world.first:
         torch.save(found, f"{folder}/gradients.pt")
@@ -380,7 +368,7 @@ def published(request: pytest.FixtureRequest, corpus: Corpus) -> tuple[str, nn.M
         patch.setattr(TextTokenizer, "vocab_size", property(lambda tokenizer: tokenizer.published))
         with torch.device("cpu"):
             fewer = dataclasses.replace(recipe, batch_size=12)  # of so few examples
-            processor = fit_processor(fewer, corpus_for(name, corpus))
+            processor = fit_processor(fewer, synthetic.corpus_for(name, corpus))
         return name, recipe.build(processor)
 
 

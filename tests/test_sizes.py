@@ -15,6 +15,7 @@ import torch
 from PIL import Image as PILImage
 
 import polymodal as pm
+import synthetic
 from polymodal import recipes
 from polymodal.api import budget_on
 from polymodal.cli._recipe_flags import named_size, parse_with_recipe
@@ -49,7 +50,7 @@ ON_LABELLED_DATA = {"activity_clip": {"pretrain_on": "all"}}  # all examples of 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_builds_at_every_size_and_grows(name: str, corpus: Corpus) -> None:
-    kind, counts = recipes.find(name), []
+    kind, corpus, counts = recipes.find(name), synthetic.corpus_for(name, corpus), []
     for size in SIZES:
         recipe = sized(kind, size)
         recipe = replace(recipe, **ON_LABELLED_DATA.get(name, {}))
