@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_copies_under_several_names_are_in_one_split(tmp_path: Path) -> None:
     assert len(split) == 120
     assert all(len(splits) == 1 for splits in of_chain)
     assert {name for splits in of_chain for name in splits} == {"train", "validation", "test"}
+
+
+def test_a_single_source_leaves_splits_without_pairs_which_is_said(folder: Path, polymodal) -> None:
+    table = folder / "photos" / "images.csv"
+    table.write_text(re.sub(r",site[^,]*,", ",Commons,", table.read_text()))
+    done = polymodal("collect", "concepts.csv", "photos", "--out", "collected")
+    assert "images of one source are in one split, and there is one. Give each image" in " ".join(done.stdout.split())
+    assert len(open_saved(folder / "collected").splits) == 1
 
 
 def test_lists_of_aliases_are_read_and_rows_without_a_name_left_out(tmp_path: Path) -> None:

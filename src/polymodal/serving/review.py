@@ -134,8 +134,8 @@ def _refusal(request: Request) -> str | None:
     if origin is not None and origin != f"http://{request.headers['host']}":
         return "Answers come from the page itself only."
     # Browsers say where a request comes from; images of the page, say, come without an origin.
-    own = request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
-    if not own and (request.url.path != "/" or request.headers.get("sec-fetch-mode") != "navigate"):
+    same = request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    if not same and (request.url.path != "/" or request.headers.get("sec-fetch-mode") != "navigate"):
         return "Other pages may link to this page, and no more."
     if request.method == "POST" and request.headers.get("content-type") != "application/json":
         return "Answers are JSON."

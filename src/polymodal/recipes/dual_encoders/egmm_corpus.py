@@ -69,7 +69,7 @@ class Recipe(clip.Recipe):
 
     def training_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
         """Return the training pairs of these cultures and of this status. Raises UserError where there are none."""
-        rows = corpus.rows("train")
+        rows = corpus.splits.get("train", np.zeros(0, dtype=np.int64))
         if not len(rows):
             raise UserError(f"The training split of '{corpus.name}' has no pair.{corpus.hint}")
         if self.cultures:
