@@ -109,4 +109,5 @@ def _having(corpus: Corpus, column: str, wanted: tuple[str, ...]) -> np.ndarray:
             raise unknown("column", column, corpus.table.column_names)
         return np.ones(len(corpus), dtype=bool)
     values = corpus.raw_values(np.arange(len(corpus)), column)
-    return np.array([value in wanted or (value is None and column == STATUS) for value in values], dtype=bool)
+    none = column == STATUS
+    return np.array([none if value is None else str(value) in wanted for value in values], dtype=bool)
