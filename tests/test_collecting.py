@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import ImageOps
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import open_saved
 from polymodal.curation.annotation import ANSWERS, Judgement, Judgements
-from polymodal.curation.concepts import CollectOptions, open_images, read_concepts, write_candidates
+from polymodal.curation.concepts import CollectOptions, Concept, open_images, read_concepts, write_candidates
 
 LIST = """concept,aliases,category,specific,description,culture
 Karnak,Al-Karnak,landmarks,1,A temple complex near Luxor,egypt
@@ -83,12 +85,47 @@ def test_a_score_orders_the_queue_and_drops_nothing(folder: Path) -> None:
     assert keys[1] == ["Koshari/other.png", "Karnak/k0.png", "Koshari/o0.png", "Dog/d0.png", "Karnak/k1.png"]
 
 
+def test_copies_under_several_names_are_in_one_split(tmp_path: Path) -> None:
+    """A chain: two sources have one image under two names, and a third one shares an image with the second."""
+    rng, lines = np.random.default_rng(0), ["image,concept,source,license"]
+    for n in range(30):
+        images = [PILImage.fromarray(rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)).resize((240, 220)) for _ in "ab"]
+        placed = (("a", "Karnak", images[0]), ("b", "Koshari", images[0]), ("b", "Karnak", images[1]),
+                  ("c", "Zar", images[1]))  # fmt: skip
+        for m, (site, concept, image) in enumerate(placed):
+            image.save(tmp_path / f"{n}_{m}.png")
+            lines.append(f"{n}_{m}.png,{concept},{site}{n},CC0")
+    (tmp_path / "images.csv").write_text("\n".join(lines) + "\n")
+    concepts = [Concept("Karnak"), Concept("Koshari"), Concept("Zar")]
+    corpus, _ = write_candidates(concepts, open_images(str(tmp_path)), tmp_path / "out", CollectOptions())
+    split = {int(row): name for name, rows in corpus.splits.items() for row in rows}
+    of_chain = [{split[row] for row in split if corpus.key(row).split("/")[1].startswith(f"{n}_")} for n in range(30)]
+    assert len(split) == 120
+    assert all(len(splits) == 1 for splits in of_chain)
+    assert {name for splits in of_chain for name in splits} == {"train", "validation", "test"}
+
+
+def test_a_single_source_leaves_splits_without_pairs_which_is_said(folder: Path, polymodal) -> None:
+    table = folder / "photos" / "images.csv"
+    table.write_text(re.sub(r",site[^,]*,", ",Commons,", table.read_text()))
+    done = polymodal("collect", "concepts.csv", "photos", "--out", "collected")
+    assert "images of one source are in one split, and there is one. Give each image" in " ".join(done.stdout.split())
+    assert len(open_saved(folder / "collected").splits) == 1
+
+
+def test_lists_of_aliases_are_read_and_rows_without_a_name_left_out(tmp_path: Path) -> None:
+    rows = [{"concept": "Karnak", "aliases": ["Ipet", "Opet"]}, {"concept": "--"}, {"concept": ""}, {"concept": None}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_concepts(tmp_path / "list.jsonl") == [Concept("Karnak", ("Ipet", "Opet"))]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("collect", "nothing.csv", "photos"), "There is no file nothing.csv; give a CSV file of concepts"),
         (("collect", "empty.csv", "photos"), "empty.csv has no concept; write one a line"),
         (("collect", "photos.csv", "photos"), "photos.csv has no column 'concept' with the names of concepts"),
+        (("collect", "typo.csv", "photos"), "The column 'alias' of typo.csv is not read; did you mean 'aliases'?"),
         (("collect", "concepts.csv", "nowhere"), "nowhere"),
         (("collect", "concepts.csv", "photos", "--min-side", "500"), "is left for a concept of the list (too small"),
         (("collect", "concepts.csv", "photos", "--min-sid", "5"), "did you mean --min-side?"),
@@ -99,6 +136,7 @@ def test_a_score_orders_the_queue_and_drops_nothing(folder: Path) -> None:
 def test_what_a_user_may_get_wrong_ends_in_a_sentence(folder: Path, polymodal, words, sentence: str) -> None:
     (folder / "empty.csv").write_text("concept\n")
     (folder / "photos.csv").write_text("name\nKarnak\n")
+    (folder / "typo.csv").write_text("concept,alias\nKarnak,Ipet\n")
     done = polymodal(*words)
     assert done.returncode == 2
     assert sentence in done.stderr

@@ -7,11 +7,19 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image as PILImage
 
+from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.mixture import mix_corpora
+from polymodal.corpora.sources import from_path
+from polymodal.corpora.stream import from_shards
 from polymodal.curation.annotation import adjudicated, expected_purity, simulated_answers
 from polymodal.curation.concepts import Concept, merge_concepts, normalize_name
 from polymodal.errors import UserError
+from polymodal.modalities.image import encoded
 from polymodal.recipes.dual_encoders.egmm_corpus import Recipe
 
 
@@ -26,6 +34,8 @@ def test_names_are_merged_by_aliases_and_transliterations() -> None:
     assert merged[0].aliases == ("Koshary", "Kushari", "Koshary dish", "kushari!", "koshary")
     assert merged[1].background == "history"
     assert [(one.taken, one.left) for one in counts] == [(7, 4), (4, 3)]
+    assert len({normalize_name(name) for name in ("かき", "がき", "किताब", "कतब", "كِتاب")}) == 5
+    assert normalize_name("كِتَاب") == normalize_name("كتاب")
     assert normalize_name("Al-Azhar  Mosque") == normalize_name("azhar mosque") != normalize_name("Altar mosque")
 
 
@@ -61,6 +71,29 @@ def test_unchecked_pairs_are_trained_on_only_when_they_are_named(tmp_path: Path)
     assert len(Recipe(pairs=("unchecked",)).training_rows(corpus)) == 3
     with pytest.raises(UserError, match="of the cultures general"):
         Recipe(cultures=("general",)).training_rows(corpus)
+    with pytest.raises(UserError, match="The training split of 'collected' has no pair"):
+        Recipe().training_rows(corpus.with_splits({"train": np.zeros(0, dtype=int)}))
+    own = pairs_of(tmp_path, "own", None)
+    mixed = mix_corpora([(own, 1), (corpus, 1)])
+    assert Recipe().training_rows(mixed).tolist() == own.rows("train").tolist()
+    assert len(Recipe(pairs=()).training_rows(mixed)) == len(own.rows("train")) + 3
+
+
+def pairs_of(folder: Path, name: str, status: str | None) -> Corpus:
+    """Open a user's own table, in which a column of texts is no modality."""
+    stored = {"bytes": encoded(PILImage.new("RGB", (32, 32))), "path": None}
+    rows = [{"image": stored, "caption": f"text {n}", **({"status": status} if status else {})} for n in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return from_path(folder / f"{name}.parquet")
+
+
+def test_a_status_in_a_users_own_table_counts_and_is_not_streamed(tmp_path: Path) -> None:
+    corpus = pairs_of(tmp_path, "own", "unchecked")
+    with pytest.raises(UserError, match="No training pair is validated"):
+        Recipe().training_corpora(corpus)
+    assert len(Recipe(pairs=("unchecked",)).training_rows(corpus)) == len(corpus.rows("train")) > 0
+    with pytest.raises(UserError, match="by the column 'status' before training; leave out --stream"):
+        Recipe().training_corpora(from_shards(str(tmp_path / "own.parquet")))
 
 
 def test_arms_of_the_claim_have_as_many_pairs_of_the_same_concepts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -75,6 +76,13 @@ def test_two_annotators_decide_and_a_third_where_they_differ(collected: Path) ->
     assert (third["pair"]["number"], third["progress"]["waiting"]) == (1, 2)  # Karnak is decided
     assert "decided" in answer(client, 0, "Nur")["error"]
     assert answer(client, 1, "Nur")["progress"]["validated"] == 2
+    # The refused one comes with the pair that is next, so that nobody is held up by others.
+    given = {"number": 0, "annotator": "Nur", "authentic": True, "coherent": True}
+    refused = client.post("/answer", json=given)
+    assert (refused.status_code, refused.json()["pair"]["number"]) == (409, 2)
+    # An annotator is one person, however the name is written.
+    assert answer(client, 2, " amal ")["progress"]["validated"] == 2
+    assert [*Judgements(collected / ANSWERS).of_key["<b>Zar</b>"]] == ["Amal"]
     # An annotator may change an answer; the file has both, and the last one counts.
     assert answer(client, 0, "Omar", authentic=False)["progress"]["disputed"] == 1
     assert [Judgements(collected / ANSWERS).status(name) for name in NAMES] == ["disputed", "validated", "unchecked"]
@@ -85,6 +93,7 @@ def test_answers_survive_a_kill_and_damage_is_said(collected: Path) -> None:
     whole = json.dumps({"key": "Karnak", "annotator": "Amal", "authentic": True, "coherent": True}) + "\n"
     file.write_text(whole + whole[:30])
     judgements = Judgements(file)
+    assert file.read_text() == whole + whole[:30]  # as another process may be about to end this line
     judgements.add(Judgement("Karnak", "Omar", True, True))
     assert Judgements(file).status("Karnak") == "validated"
     assert len(file.read_text().splitlines()) == 2
@@ -93,11 +102,45 @@ def test_answers_survive_a_kill_and_damage_is_said(collected: Path) -> None:
         Judgements(file)
 
 
+def test_an_answer_that_does_not_fit_on_the_disk_leaves_the_others(collected: Path) -> None:
+    resource = pytest.importorskip("resource")
+    client = TestClient(create_review(*opened(collected)), **HOST)
+    answer(client, 0, "Amal")
+    kept = (collected / ANSWERS).read_bytes()
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) + 20, limits[1]))
+    try:
+        said = answer(client, 1, "Amal")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "answers.jsonl cannot be written" in said["error"]
+    assert (collected / ANSWERS).read_bytes() == kept
+    assert answer(client, 1, "Amal")["progress"]["answered"] == 2
+    assert len(Judgements(collected / ANSWERS).of_key) == 2
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_answers_are_kept_in_the_folder_itself(collected: Path, link: bool) -> None:
+    """A folder of somebody else may have a link to a file that is none of a review."""
+    other = collected.parent / "other.txt"
+    other.write_text("a text without end")
+    (collected / ANSWERS).symlink_to(other) if link else (collected / ANSWERS).mkdir()
+    with pytest.raises(UserError, match="is a link or no file"):
+        Judgements(collected / ANSWERS)
+    assert other.read_text() == "a text without end"
+
+
 def test_requests_from_elsewhere_are_refused_and_open_nothing(collected: Path) -> None:
     client = TestClient(create_review(*opened(collected)), **HOST)
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 403  # DNS rebinding
     given = {"number": 0, "annotator": "Amal", "authentic": True, "coherent": True}
     assert client.post("/answer", json=given, headers={"Origin": "http://evil.example"}).status_code == 403
+    asked = [("cross-site", "/image/0", 403), ("same-site", "/next?annotator=a", 403), ("cross-site", "/", 200),
+             ("same-origin", "/image/0", 200), ("none", "/", 200)]  # fmt: skip
+    for site, path, status in asked:
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate" if path == "/" else "no-cors"}
+        assert client.get(path, headers=headers).status_code == status, (site, path)
     assert client.post("/answer", content=json.dumps(given), headers={"Content-Type": "text/plain"}).status_code == 403
     for strange in ({"number": 3}, {"number": -1}, {"number": True}, {"number": "0"}, {"authentic": 1}, {"key": "x"},
                     {"annotator": "../a"}, {"annotator": " "}, {"annotator": "a" * 3000}):  # fmt: skip

@@ -102,6 +102,7 @@ class Checked:
         return {
             "purity": {name: float(value) for name, value in purity.items()},
             "expected purity": expected,
+            "collected": dict(Counter(kinds.tolist())),
             "dropped by hashes": dict(Counter(kinds[~self.cleaned].tolist())),
             "validated": dict(Counter(kinds[self.accepted >= 2].tolist())),
             "answers a validated pair": 2 * int(self.cleaned.sum()) / max(validated, 1),

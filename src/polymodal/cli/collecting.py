@@ -54,11 +54,25 @@ def collect(arguments: Arguments) -> None:
         ],
         right=(1,),
     )
+    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
     noted = sum(bool(written.raw(row, "note")) for row in range(len(written)))
     terminal().print(
-        f"Wrote {len(written):,} candidate pairs to {options.out}; {noted:,} of them are under several names.\n"
-        f"Next: polymodal review {options.out}",
+        f"Wrote {len(written):,} candidate pairs ({splits}) to {options.out}; {noted:,} are under several names.\n"
+        f"{_lack_of(written)}Next: polymodal review {options.out}",
         highlight=False,
+    )
+
+
+def _lack_of(written: Corpus) -> str:
+    """Return a line that says that a split has no pair, and why; nothing where each has some."""
+    lacking = [split for split in ("train", "test") if not len(written.splits.get(split, ()))]
+    if not lacking:
+        return ""
+    sources = len({written.raw(row, "source") or written.key(row) for row in range(len(written))})
+    return (
+        f"No pair is for {' or '.join(lacking)}: images of one source are in one split, and "
+        f"{'there is one' if sources == 1 else f'there are {sources:,}'}. Give each image the address of its page as "
+        "source, or choose --test-fraction.\n"
     )
 
 

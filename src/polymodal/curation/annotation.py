@@ -7,18 +7,21 @@ file that survives a process that is killed; the last answer of an annotator abo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
 
-from polymodal.errors import UserError
+from polymodal.errors import UserError, write_errors
 
 QUESTIONS = ("authentic", "coherent")
 ANSWERS = "answers.jsonl"
@@ -41,21 +44,40 @@ class Judgement:
 
 
 class Judgements:
-    """All answers about pairs, in a file. Raises UserError for a file with lines of another form."""
+    """All answers about pairs, in a file. Raises UserError for a file with lines of another form.
+
+    An annotator is one person however the name is capitalized. Reading changes nothing: a line that was cut off when a
+    process was killed is not an answer, and is removed before the next one is written.
+    """
 
     def __init__(self, file: Path, given: Iterable[Judgement] = ()):
         self.file = file
         self.of_key: dict[str, dict[str, Judgement]] = defaultdict(dict)
+        self._spelled = dict[str, str]()
         for judgement in (*_read(file), *given):
-            self.of_key[judgement.key][judgement.annotator] = judgement
+            self._take(judgement)
 
     def add(self, judgement: Judgement) -> None:
-        """Keep an answer: it is on the disk when this returns."""
-        with self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(judgement), ensure_ascii=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-        self.of_key[judgement.key][judgement.annotator] = judgement
+        """Keep an answer: it is on the disk when this returns. Raises UserError where it cannot be written."""
+        line = (json.dumps(asdict(judgement), ensure_ascii=False) + "\n").encode()
+        with write_errors(self.file), self.file.open("a+b", buffering=0) as lines:
+            size = _without_cut_line(lines)
+            try:
+                if lines.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(lines.fileno())
+            except OSError:
+                lines.truncate(size)
+                raise
+        self._take(judgement)
+
+    def spelled(self, annotator: str) -> str:
+        """Return the name of an annotator as it was written in the first answer."""
+        return self._spelled.get(annotator.casefold(), annotator)
+
+    def _take(self, judgement: Judgement) -> None:
+        name = self._spelled.setdefault(judgement.annotator.casefold(), judgement.annotator)
+        self.of_key[judgement.key][name] = judgement
 
     def status(self, key: str) -> Status:
         """Return what the first two annotators of a pair, and the third one where they differ, make of it."""
@@ -72,19 +94,31 @@ class Judgements:
         return {name: cohen_kappa(np.array(votes, dtype=bool).reshape(-1, 2)) for name, votes in both.items()}
 
 
+def _without_cut_line(lines: FileIO) -> int:
+    """Remove a line without end, of a process that was killed, from a file; return the size in bytes that is left."""
+    size = lines.seek(0, os.SEEK_END)
+    lines.seek(max(size - 1, 0))
+    if lines.read(1) not in (b"", b"\n"):
+        lines.seek(0)
+        size = lines.read().rfind(b"\n") + 1
+        lines.truncate(size)
+    return size
+
+
 def _read(file: Path) -> list[Judgement]:
-    """Read whole lines; one that was cut off when a process was killed is removed."""
-    if not file.is_file():
+    """Read whole lines, without one that was cut off when a process was killed."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise UserError(f"{file} is a link or no file; answers are kept in a file of this folder, so remove it.")
+    if not file.exists():
         return []
     content = file.read_bytes()
     complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        os.truncate(file, complete)
     judgements = []
     for number, line in enumerate(content[:complete].splitlines(), 1):
         try:
             judgement = Judgement(**json.loads(line))
             strange = [name for name in QUESTIONS if not isinstance(getattr(judgement, name), bool)]
+            strange += [name for name in ("key", "annotator") if not isinstance(getattr(judgement, name), str)]
         except (ValueError, TypeError, RecursionError):
             strange = ["line"]
         if strange:
@@ -94,8 +128,8 @@ def _read(file: Path) -> list[Judgement]:
 
 
 def checked_annotator(name: str) -> str:
-    """Return the name of an annotator without blanks around it. Raises UserError for an empty or strange one."""
-    name = name.strip()
+    """Return the name of an annotator without superfluous blanks. Raises UserError for an empty or strange one."""
+    name = " ".join(unicodedata.normalize("NFC", name).split())
     if not name or len(name) > MAX_NAME or not all(mark.isalnum() or mark in " ._-" for mark in name):
         raise UserError(f"The name of an annotator has 1 to {MAX_NAME} letters, digits, blanks, dots and dashes.")
     return name

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from polymodal.training.folder_lock import writes
 CULTURAL = "cultural"  # the culture of concepts whose list has no column for it
 STATUSES = ("unchecked", "validated")
 NAME, TEXTS = "concept", ("text", "caption", "description")  # columns of images
+COLUMNS = ("concept", "aliases", "category", "culture", "description", "background", "specific")  # of a list
+ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670]")  # Latin, Hebrew, Arabic
 ARTICLE = re.compile(r"^(the|al|el|as|ash|an|at|ad|ar|az) ")
 FURTHER = {"source": pa.string(), "license": pa.string(), "background": pa.string(), "note": pa.string()}
 
@@ -91,8 +94,9 @@ class CollectOptions:
 def read_concepts(path: Path | str) -> list[Concept]:
     """Read a list of concepts from a CSV, TSV or JSON lines file.
 
-    Columns: concept; and optionally aliases (separated by semicolons), category, culture, description, background, and
-    specific (0 for what other cultures have as well). Raises UserError for a file without concepts.
+    Columns: concept; and optionally aliases (separated by semicolons, or a list), category, culture, description,
+    background, and specific (0 for what other cultures have as well). Rows without a name are left out. Raises
+    UserError for a file without concepts, and for a column whose name is nearly one of these.
     """
     if not Path(path).is_file():
         raise UserError(f"There is no file {path}; give a CSV file of concepts, with a column 'concept'.")
@@ -101,12 +105,18 @@ def read_concepts(path: Path | str) -> list[Concept]:
     if "concept" not in table.column_names:
         columns = ", ".join(table.column_names)
         raise UserError(f"{path} has no column 'concept' with the names of concepts; it has {columns}.")
+    for name in table.column_names:
+        meant = get_close_matches(name.casefold(), COLUMNS, n=1, cutoff=0.75)
+        if meant and name not in COLUMNS and meant[0] not in table.column_names:
+            raise UserError(f"The column '{name}' of {path} is not read; did you mean '{meant[0]}'?")
 
     def concept(record: Mapping[str, Any]) -> Concept:
         texts = {name: str(value).strip() for name, value in record.items() if value is not None}
+        listed = record.get("aliases")
+        aliases = map(str, listed) if isinstance(listed, list) else texts.get("aliases", "").split(";")
         return Concept(
             texts["concept"],
-            tuple(filter(None, (alias.strip() for alias in texts.get("aliases", "").split(";")))),
+            tuple(filter(None, (alias.strip() for alias in aliases))),
             texts.get("category", ""),
             texts.get("culture", "") or (GENERAL if "culture" in record else CULTURAL),
             texts.get("description", ""),
@@ -114,16 +124,19 @@ def read_concepts(path: Path | str) -> list[Concept]:
             texts.get("specific", "1").casefold() not in ("0", "0.0", "false", "no"),
         )
 
-    concepts = [concept(record) for record in records if record["concept"] is not None]
+    concepts = [concept(record) for record in records if normalize_name(str(record["concept"] or ""))]
     if not concepts:
         raise UserError(f"{path} has no concept; write one a line below the heading 'concept'.")
     return concepts
 
 
 def normalize_name(name: str) -> str:
-    """Return a name without accents, capitals, punctuation and a leading article, which transliterations vary in."""
-    plain = unicodedata.normalize("NFKD", name.casefold())
-    words = "".join(mark if mark.isalnum() else " " for mark in plain if not unicodedata.combining(mark)).split()
+    """Return a name without accents, capitals, punctuation and a leading article, which transliterations vary in.
+
+    Marks of other scripts stay: without them, words of Hindi or Japanese are other words.
+    """
+    plain = ACCENTS.sub("", unicodedata.normalize("NFKD", name.casefold()))
+    words = "".join(mark if mark.isalnum() or unicodedata.category(mark)[0] == "M" else " " for mark in plain).split()
     return ARTICLE.sub("", " ".join(words))
 
 
@@ -162,7 +175,10 @@ def _merged(group: Sequence[Concept]) -> Concept:
 
 @dataclass
 class CollectedImage:
-    """An image that was collected for a concept. row: of the images. note: what annotators are told."""
+    """An image that was collected for a concept. row: of the images. note: what annotators are told.
+
+    copied: row of the first image, under any name, that it is a copy of; -1 for none.
+    """
 
     row: int
     concept: Concept
@@ -172,6 +188,7 @@ class CollectedImage:
     text: str = ""
     note: str = ""
     score: float = 0.0
+    copied: int = -1
 
 
 def open_images(path: str) -> Corpus:
@@ -203,6 +220,7 @@ def collect(
     if column is None:
         raise UserError(f"The images need a column 'concept', or a folder for each concept.{images.hint}")
     of_name = {normalize_name(name): one for one in concepts for name in (one.name, *one.aliases)}
+    of_name.pop("", None)  # an alias of punctuation alone would be the name of all images without one
     rows = np.sort(np.concatenate([np.zeros(0, np.int64), *images.splits.values()]))
     values = {name: _texts(images, rows, name) for name in (column, "source", "license")}
     text = _texts(images, rows, next((name for name in TEXTS if name in images.table.column_names), ""))
@@ -260,6 +278,7 @@ def without_copies(candidates: Sequence[CollectedImage], max_distance: int) -> t
         groups[place if copy < 0 else copy].append(place)
     for places in groups.values():
         for place in places:
+            kept[place].copied = kept[places[0]].row if len(places) > 1 else -1
             others = sorted({kept[other].concept.name for other in places} - {kept[place].concept.name})
             kept[place].note = f"also collected as: {', '.join(others)}" if others else ""
     return kept, ["copy"] * len(dropped)
@@ -273,6 +292,22 @@ def _capped(candidates: Sequence[CollectedImage], cap: int) -> list[CollectedIma
         if taken[one.concept.name] <= cap:
             kept.append(one)
     return kept
+
+
+def splits_of(candidates: Sequence[CollectedImage], images: Corpus, options: CollectOptions) -> list[str]:
+    """Return the split of each candidate; images of a source, and copies of one under several names, are in one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    sources = [one.source or images.key(one.row) for one in candidates]
+    names, of_source = np.unique(sources, return_inverse=True)
+    originals = [one.row if one.copied < 0 else one.copied for one in candidates]
+    _, of_original = np.unique(originals, return_inverse=True)
+    side = len(names) + len(candidates)
+    links = coo_array((np.ones(len(sources)), (of_source, len(names) + of_original)), shape=(side, side))
+    groups = connected_components(links, directed=False)[1]
+    first = {int(group): str(name) for name, group in zip(names[::-1], groups[: len(names)][::-1], strict=True)}
+    return [split_of(first[int(groups[source])], options) for source in of_source]
 
 
 def split_of(source: str, options: CollectOptions) -> str:
@@ -334,11 +369,11 @@ TAGS: dict[str, Callable[[Concept], str]] = {
 
 
 def _rows(queue: Sequence[CollectedImage], images: Corpus, options: CollectOptions) -> Iterator[dict[str, Any]]:
-    for one in queue:
+    for one, split in zip(queue, splits_of(queue, images, options), strict=True):
         text = one.text or one.concept.description or one.concept.name
         yield {
             "key": f"{one.concept.name}/{images.key(one.row)}",
-            "split": split_of(one.source or images.key(one.row), options),
+            "split": split,
             "image": image_bytes(images, one.row),
             "text": stored_texts(*dict.fromkeys((one.concept.name, text)), language=options.language),
             **{name: value(one.concept) for name, value in TAGS.items()},

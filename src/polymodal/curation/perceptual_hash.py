@@ -37,12 +37,14 @@ def first_copies(hashes: Bool[np.ndarray, "images 2 bits"], max_distance: int) -
     """
     signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
     copies, firsts = np.full(len(hashes), -1, dtype=np.int64), list[int]()
+    of_firsts = np.empty((len(hashes), BITS), dtype=np.float32)
     for place in range(len(hashes)):
         # Of signs, the scalar product is the number of equal bits minus that of different ones.
-        distances = (BITS - signs[firsts, 0] @ signs[place].T) / 2
+        distances = (BITS - of_firsts[: len(firsts)] @ signs[place].T) / 2
         near = (distances <= max_distance).any(axis=1)
         if near.any():
             copies[place] = firsts[int(near.argmax())]
         else:
+            of_firsts[len(firsts)] = signs[place, 0]
             firsts.append(place)
     return copies

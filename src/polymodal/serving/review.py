@@ -26,6 +26,7 @@ HOSTS = ("127.0.0.1", "localhost", "[::1]")
 MAX_BODY = 2000  # bytes of an answer
 MAX_SIDE = 800  # pixels of an image on the page
 PAGE = Path(__file__).with_name("review.html")
+DECIDED = "Others have decided this pair in the meantime; this is the next one."
 MISSING = PILImage.new("RGB", (320, 200), (200, 200, 200))  # of an image that cannot be decoded
 
 
@@ -36,24 +37,33 @@ class Queue:
         self.corpus, self.judgements, self.lock = corpus, judgements, threading.Lock()
         self.keys = [corpus.key(row) for row in range(len(corpus))]
 
-    def next_for(self, annotator: str) -> int | None:
-        """Return the number of the first pair that waits for an annotator, disputed ones of others included."""
-        waiting = (n for n, key in enumerate(self.keys) if self.judgements.waits_for(key, annotator))
-        return next(waiting, None)
+    def answer(self, number: int, annotator: str, answers: dict[str, bool]) -> bool:
+        """Keep an answer, and return whether it counts: not where others have decided the pair in the meantime.
 
-    def answer(self, number: int, annotator: str, answers: dict[str, bool]) -> None:
-        """Keep an answer; an annotator may change an earlier one. Raises UserError for a pair that is decided."""
-        if not 0 <= number < len(self.keys):
-            raise UserError(f"There is no pair {number}.")
+        An annotator may change an earlier answer.
+        """
+        key = self.keys[_in(number, self)]
         with self.lock:
-            key = self.keys[number]
+            annotator = self.judgements.spelled(annotator)
             given = self.judgements.of_key.get(key, {})
-            if annotator not in given and not self.judgements.waits_for(key, annotator):
-                raise UserError("Others have decided this pair; the next one follows.")
-            self.judgements.add(Judgement(key, annotator, **answers))
+            counts = annotator in given or self.judgements.waits_for(key, annotator)
+            if counts:
+                self.judgements.add(Judgement(key, annotator, **answers))
+            return counts
 
-    def state(self, annotator: str, number: int | None) -> dict[str, Any]:
-        """Return what the page shows: a pair, or none, and the progress."""
+    def state(self, annotator: str, number: int | None = None) -> dict[str, Any]:
+        """Return what the page shows: a pair, or none, and the progress.
+
+        number: of the pair; by default the first one that waits for the annotator, disputed ones of others included.
+        """
+        with self.lock:
+            annotator = self.judgements.spelled(annotator)
+            if number is None:
+                waiting = (n for n, key in enumerate(self.keys) if self.judgements.waits_for(key, annotator))
+                number = next(waiting, None)
+            return self._state(annotator, number)
+
+    def _state(self, annotator: str, number: int | None) -> dict[str, Any]:
         status = [self.judgements.status(key) for key in self.keys]
         answered = sum(annotator in self.judgements.of_key.get(key, {}) for key in self.keys)
         waiting = sum(self.judgements.waits_for(key, annotator) for key in self.keys)
@@ -81,6 +91,7 @@ def create_review(corpus: Corpus, judgements: Judgements) -> FastAPI:
         response = await call_next(request) if refused is None else JSONResponse({"error": refused}, 403)
         response.headers["Content-Security-Policy"] = policy
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -94,8 +105,7 @@ def create_review(corpus: Corpus, judgements: Judgements) -> FastAPI:
 
     @app.get("/next")
     def next_pair(annotator: str) -> dict[str, Any]:
-        name = checked_annotator(annotator)
-        return queue.state(name, queue.next_for(name))
+        return queue.state(checked_annotator(annotator))
 
     @app.get("/pair/{number}")
     def pair(number: int, annotator: str) -> dict[str, Any]:
@@ -106,10 +116,11 @@ def create_review(corpus: Corpus, judgements: Judgements) -> FastAPI:
         return Response(_shown(corpus, _in(number, queue)), media_type="image/png")
 
     @app.post("/answer")
-    async def answer(request: Request) -> dict[str, Any]:
+    async def answer(request: Request) -> JSONResponse:
         number, name, answers = _answer_of(await _body(request))
-        queue.answer(number, name, answers)
-        return queue.state(name, queue.next_for(name))
+        if queue.answer(number, name, answers):
+            return JSONResponse(queue.state(name))
+        return JSONResponse(queue.state(name) | {"error": DECIDED}, 409)
 
     return app
 
@@ -122,6 +133,10 @@ def _refusal(request: Request) -> str | None:
     origin = request.headers.get("origin")
     if origin is not None and origin != f"http://{request.headers['host']}":
         return "Answers come from the page itself only."
+    # Browsers say where a request comes from; images of the page, say, come without an origin.
+    same = request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+    if not same and (request.url.path != "/" or request.headers.get("sec-fetch-mode") != "navigate"):
+        return "Other pages may link to this page, and no more."
     if request.method == "POST" and request.headers.get("content-type") != "application/json":
         return "Answers are JSON."
     return None
