@@ -178,6 +178,14 @@ def test_stages_and_validations_are_the_same_whole_and_sharded(two, few_scenes, 
     assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"))
 
 
+def test_what_begins_with_features_of_sharded_encoders_learns(two, few_emoji, tmp_path):
+    """Embedding all nodes gathers weights, of which the optimizer of the stage must not take the copies."""
+    command = ["uknow", "--data", str(few_emoji), "--budget", "6steps", "--batch-size", "8", "--logger", "none"]
+    command += ["--reasoning-fraction", "0.5"]
+    two.train(*([*command, "--parallel", kind, "--out", str(tmp_path / kind)] for kind in PARALLEL))
+    assert_close(weights(tmp_path / "ddp"), weights(tmp_path / "fsdp"), tolerance=1e-4)
+
+
 def test_experts_and_their_routers_are_the_same_whole_and_sharded(two, few_scenes, tmp_path):
     """What a look at the validation split gathered first is written into again, and a router's loss leaves no block."""
     small = ["--language-model.width", "32", "--language-model.depth", "2", "--language-model.mlp-dim", "48"]

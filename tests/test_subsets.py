@@ -60,6 +60,8 @@ def test_an_order_has_each_group_by_its_probability_in_epochs():
     assert set(Counter(rare[:100]).values()) == {20}  # whole epochs
     assert rare[:5] != rare[5:10] or rare[5:10] != rare[10:15]
     assert first == [int(grouped_order(groups, [0.9, 0.1], seed=3)[place]) for place in range(1000)]
+    alone = grouped_order(groups, [0.0, 1.0], seed=3)
+    assert {int(alone[place]) for place in range(5)} == {*range(90, 95)}
 
 
 def test_inverse_square_root_with_cooldown_is_the_schedule_times_a_line():

@@ -198,8 +198,9 @@ def construct_graph(contents: Sequence[ExtractedContent], symbols: Symbols, conf
             if place in linked:
                 build.triplet(image, "described_by", node, "captions")
                 _name_objects(build, content, symbols.entities[text])
-        for text, other in itertools.pairwise(content.texts):
-            build.triplet(build.node("text", text), "same_item", build.node("text", other), "captions")
+        nodes = [build.node("text", text) for text in content.texts]
+        for node, other in _next_few(nodes, config.max_neighbors):
+            build.triplet(node, "same_item", other, "captions")
         _events(build, image, content, config)
     for text, keywords in symbols.keywords.items():
         _in_text(build, text, keywords, symbols)

@@ -65,9 +65,9 @@ def epochs_by_group(counts: Mapping[str, int], probabilities: Mapping[str, float
 def grouped_order(groups: Sequence[np.ndarray], probabilities: Sequence[float], seed: int) -> Any:
     """Return an endless order of rows in which groups alternate by their probabilities, each in epochs of its own.
 
-    Rows of a group are shuffled anew in each of its epochs. The order has random access (`corpora.corpus.Part.order`).
+    Rows of a group are shuffled anew in each of its epochs. Groups of probability 0 are left out. The order has random
+    access (`corpora.corpus.Part.order`).
     """
-    endless = [
-        grain.MapDataset.source(rows).seed(seed + number).shuffle().repeat() for number, rows in enumerate(groups)
-    ]
-    return grain.MapDataset.mix(endless, weights=list(probabilities))
+    kept = [number for number, probability in enumerate(probabilities) if probability]
+    endless = [grain.MapDataset.source(groups[number]).seed(seed + number).shuffle().repeat() for number in kept]
+    return grain.MapDataset.mix(endless, weights=[probabilities[number] for number in kept])

@@ -39,7 +39,10 @@ def ranking_metrics(
     candidates: Int[np.ndarray, " queries"],
     unit: Int[np.ndarray, " queries"],
 ) -> list[Score]:
-    """Return MRR and Hits@k with the values of a random order. unit: number of the triplet that a query is of."""
+    """Return MRR and Hits@k with the values of a random order.
+
+    unit: number of the linked pair of nodes that a query is of, such as of a triplet and its inverse.
+    """
     harmonic = np.cumsum(1 / np.arange(1, candidates.max(initial=1) + 1))
     chance = float(np.mean(harmonic[candidates - 1] / candidates))  # about (ln n) / n
     scores = [Score.per_cluster(f"{name}/MRR", 1 / ranks, unit, chance)]

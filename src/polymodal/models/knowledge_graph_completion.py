@@ -139,9 +139,13 @@ class CompletesGraph:
 
 
 class LinkedNodes(nn.Module):
-    """Says which nodes of a graph have an edge between them, in either direction: these are no negatives (UKnow)."""
+    """Says which nodes of a graph have an edge between them, in either direction: these are no negatives (UKnow).
+
+    Images of one event are linked whether they have an edge or not, as each has one to a few of the others alone.
+    """
 
     edges: Tensor
+    events: Tensor
 
     def __init__(self, graph: KnowledgeGraph, units: Collection[str]):
         """units: types of unit knowledge whose training triplets count."""
@@ -150,12 +154,26 @@ class LinkedNodes(nn.Module):
         head, tail = graph.heads[used], graph.tails[used]
         edges = np.unique(np.concatenate([head * self.num_nodes + tail, tail * self.num_nodes + head]))
         self.register_buffer("edges", torch.from_numpy(edges), persistent=False)
+        same = used & (np.array(graph.triplets.column("relation").to_pylist(), dtype=str) == "same_event")
+        events = groups_of(graph.heads[same], graph.tails[same], self.num_nodes)
+        self.register_buffer("events", torch.from_numpy(events), persistent=False)
 
     def forward(self, a: Float[Tensor, " rows"], b: Float[Tensor, " columns"]) -> Bool[Tensor, "rows columns"]:
         """Return which pairs are the same node or have an edge. a, b: numbers of nodes, below 0 for none."""
         rows, columns = a[:, None].long(), b.long()
-        linked = contains(self.edges, rows * self.num_nodes + columns) | (rows == columns)
-        return linked & (rows >= 0) & (columns >= 0)
+        linked = contains(self.edges, rows * self.num_nodes + columns)
+        return (linked | (self.events[rows] == self.events[columns])) & (rows >= 0) & (columns >= 0)
+
+
+def groups_of(
+    heads: Int[np.ndarray, " edges"], tails: Int[np.ndarray, " edges"], nodes: int
+) -> Int64[np.ndarray, " nodes"]:
+    """Return the number of the connected component of each node."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    adjacency = coo_array((np.ones(len(heads), dtype=np.int8), (heads, tails)), shape=(nodes, nodes))
+    return connected_components(adjacency, directed=False)[1].astype(np.int64)
 
 
 def sample_triplets(graph: KnowledgeGraph, rngs: Sequence[np.random.Generator]) -> LinkBatch:

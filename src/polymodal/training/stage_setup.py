@@ -20,7 +20,7 @@ from polymodal.training.feature_cache import frozen_names
 from polymodal.training.flops import flops
 from polymodal.training.grad_cache import halves
 from polymodal.training.optimizer import adamw
-from polymodal.training.parallel import World, check_batch, parallelize
+from polymodal.training.parallel import World, check_batch, parallelize, reshard
 from polymodal.training.run import Run, to_device
 from polymodal.training.runtime import RuntimeConfig
 from polymodal.training.stage_order import in_order
@@ -113,6 +113,7 @@ class StageSetup:
             all_used = self._measure_flops(stage, number, data, measured)
             flops_an_example = measured[str(number)]
             losses_of, averages_itself = self._distribute(stage, all_used)
+        reshard(self.model)  # what is mined with the model leaves its parameters gathered
         optimizer = adamw(self.model, self.recipe.optimizer, stage.lr_scales)
         return ActiveStage(stage, data, losses_of, averages_itself, flops_an_example, optimizer)
 

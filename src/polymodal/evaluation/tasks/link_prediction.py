@@ -102,7 +102,8 @@ def split_scores(inputs: TaskInputs, split: str, by_unit: bool = True) -> list[S
         raise UserError(f"No link of the graph is held out for '{split}'; train with more --held-out-links.")
     places = places[:: -(-len(places) // MAX_TRIPLETS)]
     ranks, candidates = LinkRanker(method, graph).ranks(places)
-    unit = np.tile(np.arange(len(places)), 2)
+    ends = np.sort(np.stack([graph.heads[places], graph.tails[places]]), axis=0)
+    unit = np.tile(np.unique(ends, axis=1, return_inverse=True)[1].ravel(), 2)
     scores = ranking_metrics(f"{split}/link_prediction", ranks, candidates, unit)
     units = np.tile(np.array(graph.triplets.column("unit").to_pylist())[places], 2)
     for name in np.unique(units).tolist() if by_unit else ():
