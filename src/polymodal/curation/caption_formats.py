@@ -95,11 +95,7 @@ def write_formats(
     others_kept = {name: kind for name, kind in corpus.columns.items() if name not in {first_text, *CAPTION_FORMATS}}
     columns = {**others_kept, text: corpus.columns.get(first_text, Text())}
 
-    def captions_of(row: int) -> list[Caption] | None:
-        try:
-            corpus.value(row, images)
-        except UnreadableExample:
-            return None
+    def captions_of(row: int) -> list[Caption]:
         with contextlib.suppress(UnreadableExample):
             return [*alt_texts(corpus, row)] if first_text in corpus.columns else []
         return []
@@ -112,12 +108,12 @@ def write_formats(
         training, counts = corpus.rows("train").tolist(), dict.fromkeys(formats, 0)
         for start in range(0, len(training), CHUNK):
             chunk = training[start : start + CHUNK]
-            own = {row: by_format(some) for row in chunk if (some := captions_of(row)) is not None}
-            first = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in own.values()]
-            written = {form: captioner(corpus, [*own], form, first) for form in formats}
+            grouped = {row: by_format(captions_of(row)) for row in chunk if _can_read(corpus, row, images)}
+            first = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in grouped.values()]
+            written = {form: captioner(corpus, [*grouped], form, first) for form in formats}
             for form in formats:
                 counts[form] += sum(bool(caption.strip()) for caption in written[form])
-            for place, (row, some) in enumerate(own.items()):
+            for place, (row, some) in enumerate(grouped.items()):
                 kept = [caption for form, of_form in some.items() if form not in formats for caption in of_form]
                 synthetic = [Caption(written[form][place], format_tag(form)) for form in formats]
                 captions = [*kept, *(caption for caption in synthetic if caption.text.strip())]
@@ -130,16 +126,26 @@ def write_formats(
             for row in others.tolist() if split != "train" else ():
                 yield stored(row, split, _as_records(corpus, row, first_text))
 
-    about = dataclasses.replace(
+    types = {field.name: field.type for field in corpus.table.schema if field.name in others_kept}
+    described = {"formats": list(formats), **(made or {})}
+    return save_corpus(folder, _about(corpus), columns, rows(), types=types, label=corpus.label, made=lambda: described)
+
+
+def _can_read(corpus: Corpus, row: int, column: str) -> bool:
+    try:
+        corpus.value(row, column)
+    except UnreadableExample:
+        return False
+    return True
+
+
+def _about(corpus: Corpus) -> About:
+    return dataclasses.replace(
         corpus.about,
         name=f"{corpus.name}-captioned",
         description=f"{corpus.about.description}; with synthetic captions",
         composed="; ".join(part for part in (corpus.about.composed, "synthetic captions") if part),
     )
-    fields = corpus.table.schema
-    types = {field.name: field.type for field in fields if field.name in others_kept}
-    described = {"formats": list(formats), **(made or {})}
-    return save_corpus(folder, about, columns, rows(), types=types, label=corpus.label, made=lambda: described)
 
 
 def texts_by_format(corpus: Corpus, max_rows: int) -> dict[str, list[str]]:
