@@ -216,6 +216,9 @@ def test_captions_and_training_on_the_command_line(
         run_command("caption", *arguments)
     assert stopped.value.code == 2
     assert "is not empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_command("caption", *arguments[:-1], str(tmp_path / "formats"), "--formats", "ssc")
+    assert "--score-with ranks several captions" in capsys.readouterr().err
     small = ["--image.image-size", "32", "--batch-size", "8", "--num-points", "64", "--points.num-groups", "8"]
     common = ["--data", str(out), "--budget", "4steps", "--out", str(tmp_path / "run"), *small]
     run_command("train", "ulip_2", *common)

@@ -1,9 +1,8 @@
-"""Hybrid captions: mixing ratios, pure arms to the bit, columns of formats, the other models of the claims."""
+"""Hybrid captions: pure arms to the bit, columns of formats, the other models of the claims."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,15 @@ from PIL import Image
 from polymodal.claims import hybrid_captions as claims
 from polymodal.corpora import from_path
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.caption_mixing import by_format, caption_format, mixing_ratios, sample_formats
+from polymodal.data.caption_mixing import by_format
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
-from polymodal.modalities.text import Caption
 from polymodal.recipes.dual_encoders import clip
 from polymodal.recipes.dual_encoders.hybrid_captions import Recipe
 from polymodal.rng import ExampleRNG
 
 TINY = Recipe.tiny()
-ALT, SSC, DSC = Caption("IMG_12 cat", "de"), Caption("a cat", "en-x-ssc"), Caption("there is a cat.", "en-X-DSC")
 
 
 def with_texts(corpus: Corpus, change: Any) -> Corpus:
@@ -58,26 +55,6 @@ def test_ratios_of_zero_and_one_are_the_pure_arms_to_the_bit(corpus: Corpus, rat
             optimizer.step()
         weights.append(model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_frequencies_of_formats_are_the_mixing_ratios() -> None:
-    """Chi-square of 6,000 examples, below the 99.9 % quantile for 2 degrees of freedom, at every ratio."""
-    examples = [{"text": [ALT, SSC, DSC]}] * 6000
-    for ratio in (0.25, 0.5, 0.75):
-        ratios = mixing_ratios(ratio, ("ssc", "dsc"))
-        sampled = sample_formats(examples, ratios, ExampleRNG.of(3, 0, 6000))
-        counts = Counter(caption_format(one["text"][0].language) for one in sampled)
-        expected = {name: 6000 * part for name, part in ratios.items()}
-        assert expected == pytest.approx({"alt_text": 6000 * (1 - ratio), "ssc": 3000 * ratio, "dsc": 3000 * ratio})
-        assert sum((counts[name] - n) ** 2 / n for name, n in expected.items()) < 13.8
-    # The number of an example does not depend on its batch, and images that lack a format take the others.
-    part = sample_formats(examples[:10], ratios, ExampleRNG.of(3, 10, 10))
-    assert part == sampled[10:20]
-    assert sample_formats([{"text": [SSC, DSC]}], {"alt_text": 0.9, "dsc": 0.1}, ExampleRNG.of(0, 0, 1)) == [
-        {"text": [DSC]}
-    ]
-    joined = sample_formats(examples[:1], mixing_ratios(0.5, ("ssc",)), ExampleRNG.of(0, 0, 1), concatenate=True)
-    assert joined == [{"text": [Caption("IMG_12 cat. a cat", "de")]}]
 
 
 def test_columns_of_formats_and_what_is_missing(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """The claims of `hybrid_captions`, for `polymodal reproduce hybrid_captions`: AltText and synthetic captions against
-AltText alone, against synthetic captions alone (`--claim synthetic`), and formats for a language model that sees
-(`--claim formats`).
+AltText alone, and against synthetic captions alone (`--claim synthetic`).
 
 Images are composed of two emoji of 32 concepts, with captions in all formats by templates: synthetic ones see
 attributes, places and relations, name every other concept, and are wrong now and then; AltText names objects of all
-concepts among clutter, and three of ten AltTexts are of another image. Queries are captions as people write them, with
-attributes and names of all objects; names alone (`test_names`); and long captions with places (`test_long`).
+concepts among clutter, one in five with its attributes, and three of ten AltTexts are of another image. Queries are
+captions as people write them, with attributes and names of all objects; names alone (`test_names`); and long captions
+with places (`test_long`). AltText alone has the words of all queries but those of places.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from polymodal.claim import Claim
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.registry import load_corpus
 from polymodal.corpora.saved import save_corpus
-from polymodal.corpora.scenes import SIDE as SCENE_SIDE
-from polymodal.corpora.scenes import compose, place_name, relate, scene_questions, sprites_of
+from polymodal.corpora.scenes import compose, place_name, relate, sprites_of
 from polymodal.curation.template_captioner import (
     SceneFacts,
     SceneObject,
@@ -36,9 +35,8 @@ from polymodal.data.conditions import GenerationBatch
 from polymodal.data.processor import Processor
 from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.encoders.text import TextEncoderConfig
-from polymodal.modalities import Image, Questions, Text
+from polymodal.modalities import Image, Text
 from polymodal.modalities.image import encoded
 from polymodal.modalities.text import stored_texts
 from polymodal.recipes.dual_encoders import clip
@@ -56,15 +54,15 @@ CLASSES = {
     "Travel & Places": "place",
     "Activities": "activity",
 }
-HALLUCINATION_RATE, IRRELEVANT = 0.3, 0.3
+HALLUCINATION_RATE, IRRELEVANT, ATTRIBUTED = 0.3, 0.3, 0.2
 CONCEPTS, SIDE = 32, 64
 COUNTS = {"train": 3000, "validation": 200, "test": 400, "test_twitter": 400}
 
 
-def composed_scenes(vendor: str, count: int, seed: int) -> Iterator[tuple[bytes, SceneFacts, list[dict[str, str]]]]:
-    """Yield images of two of the concepts, with what can be said of them and questions."""
+def composed_scenes(vendor: str, count: int, seed: int) -> Iterator[tuple[bytes, SceneFacts]]:
+    """Yield images of two of the concepts, with what can be said of them."""
     sprites, rng = sprites_of(vendor)[:CONCEPTS], np.random.default_rng(seed)
-    for number in range(count):
+    for _ in range(count):
         chosen = [sprites[place] for place in rng.choice(CONCEPTS, 2, replace=False)]
         image, _, regions = compose(chosen, rng, SIDE)
         edges = relate([region["box"] for region in regions])
@@ -72,12 +70,8 @@ def composed_scenes(vendor: str, count: int, seed: int) -> Iterator[tuple[bytes,
             SceneObject(sprite.name, region["name"].split()[0], sprite.color, place_name(region["box"], SIDE))
             for sprite, region in zip(chosen, regions, strict=True)
         ]
-        names = [sprite.name for sprite in sprites]
-        absent = next(name for name in names[number % CONCEPTS :] + names if name not in {one.name for one in chosen})
         relations = tuple((edge["source"], edge["relation"], edge["target"]) for edge in edges)
-        # The places of questions are those of the facts, as their boxes are in pixels of a larger image.
-        scaled = [region | {"box": [SCENE_SIDE / SIDE * edge for edge in region["box"]]} for region in regions]
-        yield encoded(image), SceneFacts(tuple(objects), relations), scene_questions(chosen, scaled, edges, absent)
+        yield encoded(image), SceneFacts(tuple(objects), relations)
 
 
 def captioner(seed: int) -> TemplateCaptioner:
@@ -89,9 +83,14 @@ def captioner(seed: int) -> TemplateCaptioner:
     return TemplateCaptioner(classes, frozenset(names[::2]), HALLUCINATION_RATE, seed)
 
 
+def described(one: SceneObject) -> str:
+    """Return an object with its attributes."""
+    return with_article(f"{one.size} {one.color} {one.name}")
+
+
 def human_caption(facts: SceneFacts, places: bool = False) -> str:
     """Return a query as people describe images: attributes and names of all objects."""
-    phrases = [with_article(f"{one.size} {one.color} {one.name}") for one in facts.objects]
+    phrases = [described(one) for one in facts.objects]
     where = [f" at the {one.place}" if places else "" for one in facts.objects]
     return " and ".join(f"{phrase}{place}" for phrase, place in zip(phrases, where, strict=True))
 
@@ -101,7 +100,10 @@ def hybrid_scenes(run: Run | None, corpus: Corpus, folder: Path, seed: int) -> C
     writer, rng = captioner(seed), np.random.default_rng(seed)
 
     def training_texts(key: str, facts: SceneFacts, others: SceneFacts) -> list[dict[str, str]]:
-        names, other_names = ([one.name for one in some.objects] for some in (facts, others))
+        names, other_names = (
+            [described(one) if rng.random() < ATTRIBUTED else one.name for one in some.objects]
+            for some in (facts, others)
+        )
         alt_text = noisy_alt_text(names, other_names, IRRELEVANT, rng)
         written = {form: writer.write(key, facts, form, alt_text).text for form in SYNTHETIC_FORMATS}
         texts = [stored_texts(text, language=format_tag(form)) for form, text in written.items()]
@@ -111,7 +113,7 @@ def hybrid_scenes(run: Run | None, corpus: Corpus, folder: Path, seed: int) -> C
         for place, (split, count) in enumerate(COUNTS.items()):
             vendor = "twitter" if split == "test_twitter" else "google"
             before = None
-            for number, (image, facts, questions) in enumerate(composed_scenes(vendor, count, 10 * seed + place)):
+            for number, (image, facts) in enumerate(composed_scenes(vendor, count, 10 * seed + place)):
                 texts = {split: stored_texts(human_caption(facts))}
                 if split == "train":
                     texts = {split: training_texts(str(number), facts, before or facts)}
@@ -120,11 +122,16 @@ def hybrid_scenes(run: Run | None, corpus: Corpus, folder: Path, seed: int) -> C
                     texts["test_long"] = stored_texts(human_caption(facts, places=True))
                 for named, some in texts.items():
                     key = f"{named}/{number}"
-                    yield {"key": key, "split": named, "image": image, "text": some, "questions": questions}
+                    yield {"key": key, "split": named, "image": image, "text": some}
                 before = facts
 
-    columns: dict[str, Any] = {"image": Image(), "text": Text(), "questions": Questions()}
-    about = dataclasses.replace(corpus.about, name="hybrid_scenes", description="scenes with captions in all formats")
+    columns: dict[str, Any] = {"image": Image(), "text": Text()}
+    about = dataclasses.replace(
+        corpus.about,
+        name="hybrid_scenes",
+        description="scenes with captions in all formats",
+        modalities=("image", "text"),
+    )
     return save_corpus(folder, about, columns, rows())
 
 
@@ -214,35 +221,4 @@ synthetic = replace(
     further={},
     tuned_like={},
     paper_results="AltText beside synthetic captions: more than 10 points of COCO retrieval over synthetic ones alone",
-)
-# Captions, then instructions about half of the images' questions; samples are matched, not tokens.
-_dense = MixedMonolith(
-    batch_size=16,
-    language_model=LanguageModelConfig(width=64, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=176),
-    freeze_llm=False,
-    copy_llm_mlps=False,
-    stage_fractions=(0.0, 0.0, 0.6, 0.0, 0.4),
-    synthetic_ratio=1.0,
-)
-formats = Claim(
-    sentence="Pre-trained on dense captions, a language model that sees answers more questions about images than "
-    "pre-trained on short ones.",
-    baseline=replace(_dense, synthetic_formats=("ssc",)),
-    treatment=_dense,
-    further={
-        "DSC": replace(_dense, synthetic_formats=("dsc",)),
-        "two thirds of DSC+": replace(_dense, synthetic_ratio=0.66),
-    },
-    start=_start,
-    start_budget=Budget(steps=1),
-    start_makes=hybrid_scenes,
-    start_weights=False,
-    corpus="scenes",
-    budget=Budget(steps=600),
-    seeds=3,
-    metrics=("test/vqa/image_gain", "test/vqa/place/accuracy", "test/vqa/relation/accuracy", "test/vqa/accuracy"),
-    tuning={"learning_rate": (1e-3, 2e-3)},
-    tuning_fraction=0.3,
-    tuned_like={"DSC": "treatment", "two thirds of DSC+": "treatment"},
-    paper_results="after instruction tuning DSC+, alone and with AltText, is best, in spite of its hallucinations",
 )

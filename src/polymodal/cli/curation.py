@@ -23,6 +23,7 @@ from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.page_rows import curate_rows
 from polymodal.cli.pairing import curate_pairs
 from polymodal.cli.triplets import curate_triplets
+from polymodal.errors import UserError
 
 MAX_REPORTED = 5000  # training examples whose captions are reported on
 
@@ -136,6 +137,8 @@ def caption(arguments: Arguments) -> None:
     out, score_with, options = parsed.options.out, parsed.options.score_with, source.real(parsed.captions)
     run, corpus = run_and_corpus(path, parsed.options)
     if parsed.options.formats:
+        if score_with is not None:
+            raise UserError("--score-with ranks several captions of an image; with --formats, one is written in each.")
         return _write_formats(run, corpus, path, out, parsed.options.formats, options.max_new_tokens)
     ranker, counts = load_run(score_with, parsed.options.trust_code) if score_with else None, CaptionCounts()
     unfinished = progress_file(Path(out))
@@ -171,7 +174,9 @@ def caption(arguments: Arguments) -> None:
     )
 
 
-def _write_formats(run: Any, corpus: Any, path: str, out: str, formats: tuple[str, ...], max_new_tokens: int) -> None:
+def _write_formats(
+    run: Any, corpus: Any, path: str, out: str, formats: tuple[str, ...], max_new_tokens: int | None
+) -> None:
     """Write a caption of each format for every training image, and report on them."""
     from polymodal.curation.caption_formats import RunCaptioner, texts_by_format, write_formats
     from polymodal.curation.caption_quality import format_reports

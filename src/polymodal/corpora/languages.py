@@ -13,7 +13,7 @@ from polymodal.corpora.corpus import Corpus, Part
 from polymodal.corpora.mixture import Mixture, mix_corpora
 from polymodal.errors import UserError, unknown
 from polymodal.modalities import Text
-from polymodal.modalities.text import UNKNOWN_LANGUAGE
+from polymodal.modalities.text import UNKNOWN_LANGUAGE, without_private_use
 
 MAX_CAPTIONED = 200_000  # rows that languages are counted on
 
@@ -47,7 +47,9 @@ def _only(corpus: Corpus, languages: tuple[str, ...]) -> tuple[Corpus, set[str]]
         )
     column, splits, available = corpus.column_with(Text), {}, set[str]()
     for split, rows in corpus.splits.items():
-        spoken = [{*_languages(value)} for value in corpus.raw_values(rows, column)]
+        spoken = [
+            set[str]().union(*map(without_private_use, _languages(value))) for value in corpus.raw_values(rows, column)
+        ]
         selected = np.array([not spoken_languages.isdisjoint(languages) for spoken_languages in spoken], dtype=bool)
         if selected.any() or split == "train":
             splits[split] = rows[selected]
@@ -68,8 +70,12 @@ def row_languages(corpus: Corpus, rows: np.ndarray) -> list[list[str]]:
     column = corpus.column_with(Text)
     modality = corpus.columns[column]
     assert isinstance(modality, Text)
-    read, stored = modality.languages, corpus.raw_values(rows, column)
-    return [[language for language in _languages(value) if not read or language in read] for value in stored]
+    stored = corpus.raw_values(rows, column)
+    return [[language for language in _languages(value) if _is_read(language, modality)] for value in stored]
+
+
+def _is_read(language: str, modality: Text) -> bool:
+    return not modality.languages or not without_private_use(language).isdisjoint(modality.languages)
 
 
 def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
@@ -85,8 +91,8 @@ def with_language_temperature(corpus: Corpus, temperature: float) -> Corpus:
     column = corpus.column_with(Text)
     modality = corpus.columns[column]
     assert isinstance(modality, Text)
-    read, stored = modality.languages, corpus.raw_values(corpus.sample("train", MAX_CAPTIONED), column)
-    counts = Counter(spoken for value in stored for spoken in _languages(value) if not read or spoken in read)
+    stored = corpus.raw_values(corpus.sample("train", MAX_CAPTIONED), column)
+    counts = Counter(spoken for value in stored for spoken in _languages(value) if _is_read(spoken, modality))
     shares = {language: count ** (1 / temperature) for language, count in counts.items()}
     whole = sum(shares.values()) or 1.0
     drawn = replace(modality, language_shares={language: share / whole for language, share in shares.items()})

@@ -10,6 +10,7 @@ scenes, whose facts are known.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import save_corpus
 from polymodal.curation.captions import check_generates_text, describe
-from polymodal.data.caption_mixing import ALT_TEXT, SYNTHETIC_FORMATS, by_format, format_tag
+from polymodal.data.caption_mixing import ALT_TEXT, CAPTION_FORMATS, SYNTHETIC_FORMATS, by_format, format_tag
 from polymodal.data.columns.caption_formats import captions_in_formats
 from polymodal.errors import UnreadableExample, UserError, unknown
 from polymodal.layers.decoding import Decoding
@@ -32,6 +33,7 @@ from polymodal.modalities.text import Caption
 from polymodal.training.run import Run
 
 CHUNK = 64  # images that are captioned together
+MAX_NEW_TOKENS = {"ssc": 32, "dsc": 78, "dsc_plus": 256, "afc": 78}  # of a caption; 78 is the paper's for DSC
 CONTROL_PROMPTS = {
     "ssc": "Describe the image in one short sentence.",
     "dsc": "Describe the main subject of the image and what else is seen.",
@@ -57,16 +59,18 @@ def control_prompt(form: str, alt_text: str = "") -> str:
 class RunCaptioner:
     """A run that answers questions about images, such as of `mono_internvl`, asked by control prompts."""
 
-    def __init__(self, run: Run, max_new_tokens: int = 128):
-        """Raises UserError for a run that generates no text."""
+    def __init__(self, run: Run, max_new_tokens: int | None = None):
+        """max_new_tokens: of a caption; by default what its format has. Raises UserError for a run that generates no
+        text."""
         check_generates_text(run)
-        self.run, self.decoding = run, Decoding(max_new_tokens)
+        self.run, self.max_new_tokens = run, max_new_tokens
 
     def __call__(self, corpus: Corpus, rows: Sequence[int], form: str, alt_texts: Sequence[str]) -> list[str]:
         column = corpus.column_with(Image)
         images = [np.asarray(to_rgb(corpus.value(row, column))) for row in rows]
         prompts = [control_prompt(form, alt_text) for alt_text in alt_texts]
-        return describe(self.run, images, prompts, decoding=self.decoding)
+        decoding = Decoding(self.max_new_tokens or MAX_NEW_TOKENS[form])
+        return describe(self.run, images, prompts, decoding=decoding)
 
 
 def write_formats(
@@ -79,39 +83,41 @@ def write_formats(
 ) -> Corpus:
     """Write a corpus whose training images have AltText and synthetic captions, one column with tags of the formats.
 
-    All other splits stay as they are. alt_texts: AltText of a row, by default its captions without a format. Images
-    that cannot be read are left out; an empty caption is not written. Raises UserError for an unknown format, a corpus
-    without images, a folder that is not empty, and for a format that no image has a caption of.
+    Captions that the images have in other formats stay, and so do all other splits; columns of formats become tags.
+    alt_texts: captions of a row, those without a format being AltText; by default all of its own. Images that cannot be
+    read are left out; an empty caption is not written. Raises UserError for an unknown format, a corpus without images,
+    a folder that is not empty, and for a format that no image has a caption of.
     """
+    formats = tuple(dict.fromkeys(formats))
     for form in formats:
         control_prompt(form)
-    images, columns = corpus.column_with(Image), dict(corpus.columns)
-    text = corpus.column_with(Text) if corpus.has_modality(Text) else "text"
-    columns.setdefault(text, Text())
+    images, first_text = corpus.column_with(Image), corpus.column_with(Text) if corpus.has_modality(Text) else "text"
+    text = "text" if first_text in SYNTHETIC_FORMATS else first_text
+    others_kept = {name: kind for name, kind in corpus.columns.items() if name not in {first_text, *CAPTION_FORMATS}}
+    columns = {**others_kept, text: corpus.columns.get(first_text, Text())}
 
-    def alt_text_of(row: int) -> list[Caption] | None:
-        try:
-            corpus.value(row, images)
-            return by_format(alt_texts(corpus, row)).get(ALT_TEXT, []) if text in corpus.columns else []
-        except UnreadableExample:
-            return None
+    def captions_of(row: int) -> list[Caption]:
+        with contextlib.suppress(UnreadableExample):
+            return [*alt_texts(corpus, row)] if first_text in corpus.columns else []
+        return []
 
     def stored(row: int, split: str, captions: Any) -> dict[str, Any]:
-        values = {name: corpus.raw(row, name) for name in corpus.columns}
+        values = {name: corpus.raw(row, name) for name in others_kept}
         return values | {"key": corpus.key(row), "split": split, text: captions}
 
     def rows() -> Iterator[dict[str, Any]]:
         training, counts = corpus.rows("train").tolist(), dict.fromkeys(formats, 0)
         for start in range(0, len(training), CHUNK):
             chunk = training[start : start + CHUNK]
-            given = {row: some for row in chunk if (some := alt_text_of(row)) is not None}
-            first = [some[0].text if some else "" for some in given.values()]
-            written = {form: captioner(corpus, [*given], form, first) for form in formats}
+            grouped = {row: by_format(captions_of(row)) for row in chunk if _can_read(corpus, row, images)}
+            first = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in grouped.values()]
+            written = {form: captioner(corpus, [*grouped], form, first) for form in formats}
             for form in formats:
                 counts[form] += sum(bool(caption.strip()) for caption in written[form])
-            for place, (row, some) in enumerate(given.items()):
+            for place, (row, some) in enumerate(grouped.items()):
+                kept = [caption for form, of_form in some.items() if form not in formats for caption in of_form]
                 synthetic = [Caption(written[form][place], format_tag(form)) for form in formats]
-                captions = [*some, *(caption for caption in synthetic if caption.text.strip())]
+                captions = [*kept, *(caption for caption in synthetic if caption.text.strip())]
                 yield stored(row, "train", [caption._asdict() for caption in captions])
         if empty := [form for form, count in counts.items() if not count]:
             raise UserError(
@@ -119,23 +125,27 @@ def write_formats(
             )
         for split, others in corpus.splits.items():
             for row in others.tolist() if split != "train" else ():
-                yield stored(row, split, _as_records(corpus, row, text))
+                yield stored(row, split, _as_records(corpus, row, first_text))
 
-    fields = corpus.table.schema
-    types = {field.name: field.type for field in fields if field.name in corpus.columns and field.name != text}
+    types = {field.name: field.type for field in corpus.table.schema if field.name in others_kept}
     described = {"formats": list(formats), **(made or {})}
-    return save_corpus(
-        folder, _with_synthetic(corpus.about), columns, rows(), types=types, label=corpus.label, made=lambda: described
-    )
+    return save_corpus(folder, _about(corpus), columns, rows(), types=types, label=corpus.label, made=lambda: described)
 
 
-def _with_synthetic(about: About) -> About:
-    """Return what a corpus says about itself, with its synthetic captions."""
+def _can_read(corpus: Corpus, row: int, column: str) -> bool:
+    try:
+        corpus.value(row, column)
+    except UnreadableExample:
+        return False
+    return True
+
+
+def _about(corpus: Corpus) -> About:
     return dataclasses.replace(
-        about,
-        name=f"{about.name}-captioned",
-        description=f"{about.description}; with synthetic captions",
-        composed="; ".join(part for part in (about.composed, "synthetic captions") if part),
+        corpus.about,
+        name=f"{corpus.name}-captioned",
+        description=f"{corpus.about.description}; with synthetic captions",
+        composed="; ".join(part for part in (corpus.about.composed, "synthetic captions") if part),
     )
 
 
@@ -156,7 +166,7 @@ def _as_records(corpus: Corpus, row: int, column: str) -> list[dict[str, str]] |
     if column not in corpus.columns:
         return None
     try:
-        return [caption._asdict() for caption in corpus.value(row, column)]
+        return [caption._asdict() for caption in captions_in_formats(corpus, row)]
     except UnreadableExample:
         return None
 

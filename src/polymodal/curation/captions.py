@@ -34,6 +34,7 @@ from polymodal.training.run import Run, answers
 
 CHUNK = 8  # examples per resumable chunk
 BATCH = 256  # captions generated at once
+MAX_NEW_TOKENS = 32  # of a caption
 COLUMN = "view_captions"
 
 
@@ -49,8 +50,8 @@ class CaptionOptions:
     """Number of views captioned per example, evenly chosen; 0: all."""
     temperature: PositiveFloat = 1.0
     """Softmax temperature of sampling."""
-    max_new_tokens: PositiveInt = 32
-    """Maximum number of tokens per caption."""
+    max_new_tokens: PositiveInt | None = None
+    """Maximum number of tokens per caption; by default 32, and with --formats 32 to 256 by the format."""
     seed: NonNegativeInt = 0
     """Random seed for sampling."""
 
@@ -237,7 +238,7 @@ def _sample_captions(
 ) -> list[list[str]]:
     """Sample captions of each image; empty ones are dropped."""
     repeated = [image for image in map(np.asarray, images) for _ in range(options.num_return_sequences)]
-    decoding = Decoding(options.max_new_tokens, options.temperature)
+    decoding = Decoding(options.max_new_tokens or MAX_NEW_TOKENS, options.temperature)
     texts = describe(run, repeated, decoding=decoding, generator=generator)
     starts = range(0, len(texts), options.num_return_sequences)
     return [[text for text in texts[start : start + options.num_return_sequences] if text] for start in starts]

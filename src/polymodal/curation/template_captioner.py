@@ -5,6 +5,7 @@ What is in a scene is known, and so is which assertions of a caption are true.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,9 @@ class TemplateCaptioner:
 
     def _fused(self, names: list[str], nouns: list[str], alt_text: str) -> list[str]:
         """Nouns that are classes give way to entities of AltText of these classes, right or wrong."""
-        named = [word for word in alt_text.lower().replace("-", " ").split() if word in self.classes]
+        words = re.findall(r"[\w'-]+", alt_text.lower())
+        parts = (part for word in words for part in ([word] if word in self.classes else word.split("-")))
+        named = [part for part in parts if part in self.classes]
         unused = [word for word in dict.fromkeys(named) if word not in nouns]
         fused = []
         for noun in nouns:

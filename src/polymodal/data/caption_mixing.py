@@ -68,7 +68,7 @@ def sample_formats(
 ) -> list[Example]:
     """Keep of each example the captions of one format. Examples without text, or without these formats, stay.
 
-    concatenate: in place of that, each caption of AltText followed by one of a sampled synthetic format.
+    concatenate: in place of that, captions of AltText, each followed by one of a sampled synthetic format.
     """
     stream = ExampleRNG(splitmix64(example_rng.seeds ^ _STREAM))
     sampled = []
@@ -88,7 +88,9 @@ def _of_one_format(
     if not concatenate or len(grouped) == 1 or ALT_TEXT not in grouped:
         return grouped[sample_format([*grouped], ratios, uniform)]
     synthetic = grouped[sample_format([name for name in grouped if name != ALT_TEXT], ratios, uniform)]
-    return [
-        Caption(f"{alt.text.rstrip(' .')}. {synthetic[place % len(synthetic)].text}", alt.language)
-        for place, alt in enumerate(grouped[ALT_TEXT])
+    alt_texts = grouped[ALT_TEXT]
+    pairs = [
+        (alt_texts[n % len(alt_texts)], synthetic[n % len(synthetic)])
+        for n in range(max(len(alt_texts), len(synthetic)))
     ]
+    return [Caption(f"{alt.text.rstrip(' .')}. {other.text}", alt.language) for alt, other in pairs]

@@ -63,7 +63,7 @@ class Text:
         captions = []
         for record in records:
             caption = Caption(record["text"], record["language"]) if isinstance(record, dict) else Caption(record)
-            selected = not self.languages or caption.language in self.languages
+            selected = not self.languages or not without_private_use(caption.language).isdisjoint(self.languages)
             if selected and isinstance(caption.text, str) and caption.text.strip():
                 captions.append(caption)
         if not captions:
@@ -106,6 +106,11 @@ class Text:
             language = list(indices)[int(np.searchsorted(np.cumsum(shares / shares.sum()), rng.random()))]
         of_language = indices[language]
         return captions[of_language[int(rng.integers(len(of_language)))]].text
+
+
+def without_private_use(language: str) -> set[str]:
+    """Return a BCP 47 tag, and what it is without private subtags: `en` for `en-x-ssc`, which selects it, too."""
+    return {language, language.partition("-x-")[0]}
 
 
 def _check_any(captions: list[Caption]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.caption_mixing import ALT_TEXT, CAPTION_FORMATS, by_format, format_tag
+from polymodal.data.caption_mixing import ALT_TEXT, CAPTION_FORMATS, by_format, caption_format, format_tag
 from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.data.columns.text import TextColumn, TokenizerSource
 from polymodal.errors import UnreadableExample
@@ -105,7 +105,12 @@ def tagged(captions: Iterable[Caption], column: str) -> list[Caption]:
     """Return captions of a column with the format that its name says; those of other columns have theirs."""
     if column not in CAPTION_FORMATS or column == ALT_TEXT:
         return [*captions]
-    return [Caption(text, format_tag(column, language)) for text, language in captions]
+    return [
+        caption
+        if caption_format(caption.language) != ALT_TEXT
+        else Caption(caption.text, format_tag(column, caption.language))
+        for caption in captions
+    ]
 
 
 def truncated_fraction(texts: Sequence[str], tokenizer: Tokenizer) -> float:

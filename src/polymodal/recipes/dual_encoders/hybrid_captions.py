@@ -17,10 +17,12 @@ questions about images (`polymodal caption RUN --formats ssc dsc`), fine-tuned i
 (`curation.caption_formats.write_control_prompts`), or a template over scenes that are known, whose hallucinations grow
 with the length; assertions are split by rules for English or by a chat model, and their accuracy is that of the
 template, or of a judge that the user gives; an image that lacks the sampled format takes another one; the tokenizer is
-learned on all formats, whatever the ratios. Left out: OCR texts in the captioner's first stage; interleaved documents
-and texts of MM1's pre-training, and its evaluation with few examples; GenEval, as no generated image is checked for its
-attributes. Other models of the claims are `mono_internvl` and `inductive_moment_matching` with the same sampler, and
-no recipes of their own; samples are matched between formats, not tokens.
+learned on all formats, whatever the ratios. Retrieval asks by all captions of a test image, in whatever formats it has
+some. Left out: OCR texts in the captioner's first stage; interleaved documents and texts of MM1's pre-training, and its
+evaluation with few examples; GenEval, as no generated image is checked for its attributes. The same sampler is in
+`mono_internvl` and `inductive_moment_matching` as `polymodal.claims.hybrid_captions:MixedMonolith` and
+`:MixedGeneration`, which match samples between formats, not tokens. Which format is best for them is not measured here:
+a language model from scratch does not learn to see in the minutes of a claim, so that no format could win.
 """
 
 from __future__ import annotations
