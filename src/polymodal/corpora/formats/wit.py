@@ -80,11 +80,11 @@ def _is_wit(file: Path) -> bool:
 
 
 def _file_of(url: str | None, images: ImageFiles) -> str | None:
-    """Return the path of the file that has the name of a URL's end, or that a relative path names."""
+    """Return the path of the file that has the folders and the name of a URL, else its name, or that a path names."""
     if not url:
         return None
-    path = urlsplit(url).path if "://" in url else url
-    names = (path, unquote(path)) if "://" not in url else ()
+    path = urlsplit(url).path.lstrip("/") if "://" in url else url
+    names = (path, unquote(path))  # of a URL, folders as wget makes them
     ends = (PurePosixPath(path).name, unquote(PurePosixPath(path).name))
     return images.find_any([name for name in (*names, *ends) if name and not name.startswith("/") and ".." not in name])
 
