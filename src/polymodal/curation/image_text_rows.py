@@ -80,7 +80,7 @@ class RowFilters:
 
 
 @dataclass
-class StepCount:
+class RowCount:
     """Rows before and after a step, and why rows or texts were left out."""
 
     rows_in: int = 0
@@ -103,7 +103,7 @@ class ImageTextRows:
     rows: list[PageRow]
     images: dict[str, bytes]
     groups: list[str]
-    counts: dict[str, StepCount]
+    counts: dict[str, RowCount]
 
 
 Step = Callable[[list[PageRow], Counter[str]], list[PageRow]]
@@ -128,7 +128,7 @@ def rows_of_pages(
     links: dict[tuple[str, str], str] = {}
     described = dict(media or {})
     rows: list[PageRow] = []
-    counts = {"parse": StepCount()}
+    counts = {"parse": RowCount()}
     for key, stated, parsed in _parsed(pages, runner):
         counts["parse"].rows_in += 1
         if isinstance(parsed, MediaPage):
@@ -156,7 +156,7 @@ def rows_of_pages(
         "languages": lambda rows, why: of_frequent_languages(rows, why, filters.min_language_rows),
     }
     for name, step in steps.items():
-        counts[name] = count = StepCount(len(rows))
+        counts[name] = count = RowCount(len(rows))
         rows = step(rows, count.reasons)
         count.rows_out = len(rows)
     if not rows:
