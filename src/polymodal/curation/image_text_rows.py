@@ -80,7 +80,7 @@ class RowFilters:
 
 
 @dataclass
-class RowCount:
+class RowCounts:
     """Rows before and after a step, and why rows or texts were left out."""
 
     rows_in: int = 0
@@ -103,7 +103,7 @@ class ImageTextRows:
     rows: list[PageRow]
     images: dict[str, bytes]
     groups: list[str]
-    counts: dict[str, RowCount]
+    counts: dict[str, RowCounts]
 
 
 Step = Callable[[list[PageRow], Counter[str]], list[PageRow]]
@@ -128,7 +128,7 @@ def rows_of_pages(
     links: dict[tuple[str, str], str] = {}
     described = dict(media or {})
     rows: list[PageRow] = []
-    counts = {"parse": RowCount()}
+    counts = {"parse": RowCounts()}
     for key, stated, parsed in _parsed(pages, runner):
         counts["parse"].rows_in += 1
         if isinstance(parsed, MediaPage):
@@ -156,7 +156,7 @@ def rows_of_pages(
         "languages": lambda rows, why: of_frequent_languages(rows, why, filters.min_language_rows),
     }
     for name, step in steps.items():
-        counts[name] = count = RowCount(len(rows))
+        counts[name] = count = RowCounts(len(rows))
         rows = step(rows, count.reasons)
         count.rows_out = len(rows)
     if not rows:
