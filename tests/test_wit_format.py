@@ -47,6 +47,24 @@ def test_of_two_images_of_one_name_the_one_in_the_folders_of_the_url_is_taken(tm
     assert paths == ["upload.example/en/a/Dome.png", "upload.example/commons/a/Dome.png"]
 
 
+def test_rows_without_a_caption_are_left_out_and_counted(tmp_path: Path) -> None:
+    heading = "language\tpage_url\timage_url\tcaption_reference_description\tcontext_page_description"
+    for name in "ab":
+        PILImage.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    for split, line in (("train", "en\tp\ta.png\ta dome\tabout"), ("test", "en\tq\tb.png\ta hill\tabout")):
+        (tmp_path / f"wit.{split}.tsv").write_text(f"{heading}\n{line}\nen\tr\tb.png\t \tabout\n", encoding="utf-8")
+    corpus = from_path(tmp_path)
+    assert [(one.count, one.reason) for one in corpus.skipped] == [
+        (2, "has no reference, attribution or alternative text")
+    ]
+    assert {split: len(rows) for split, rows in corpus.splits.items() if len(rows)} == {"train": 1, "test": 1}
+    for split in ("train", "test"):
+        file = tmp_path / f"wit.{split}.tsv"
+        file.write_text(file.read_text().replace("a dome", " ").replace("a hill", " "), encoding="utf-8")
+    with pytest.raises(UserError, match="has no caption beside an image"):
+        from_path(tmp_path)
+
+
 def test_files_without_a_column_or_without_images_end_in_a_sentence(tmp_path: Path) -> None:
     folder = released(tmp_path, {"wit.tsv.gz": range(6)})
     for image in (folder / "images").glob("*.png"):

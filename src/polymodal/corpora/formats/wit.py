@@ -1,8 +1,8 @@
 """The release of WIT: TSV files with 17 columns, also compressed, beside the images, which it names by URL.
 
 An image file has the name of the end of its URL, with or without escapes such as `%20`. Rows whose image is not there
-are left out and counted. Splits are those of the file names (`wit_v1.train.all-...`), else images and pages that are
-connected by rows are in one split.
+are left out and counted, and so are rows without a caption. Splits are those of the file names
+(`wit_v1.train.all-...`), else images and pages that are connected by rows are in one split.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def matches(data: DataFiles) -> Match:
 
 
 def read(data: DataFiles) -> Rows:
-    """Read all files. Raises UserError for a column that is missing, and when no image is there."""
+    """Read all files. Raises UserError for a column that is missing, and when no image or no caption is there."""
     files = data.with_suffixes(SUFFIXES)
     if not files:
         raise UserError(f"{data.given[0]} has no TSV file of WIT.")
@@ -61,11 +61,17 @@ def read(data: DataFiles) -> Rows:
     there = pa.array([file_of[url] is not None for url in urls])
     table = _typed(table.append_column("image", pa.array([file_of[url] for url in urls], pa.string()))).filter(there)
     texts = pa.array([stored_captions(row) or None for row in table.to_pylist()], Text().arrow_type)
-    table = table.append_column("text", texts)
+    said = texts.is_valid()
+    if mute := len(texts) - said.true_count:
+        first = table.column(IMAGE).filter(pc.invert(said))[0].as_py()
+        skipped.append(Skipped(mute, "has no reference, attribution or alternative text", str(first)))
+    if not said.true_count:
+        raise UserError(f"{files[0]} has no caption beside an image; fill a column such as {FIELDS['reference']}.")
+    table = table.append_column("text", texts).filter(said)
     split = None
     if stated is not None:
         of_row = np.repeat([stated[file] for file in files], [len(one) for one in tables])
-        split = of_row[there.to_numpy(zero_copy_only=False)]
+        split = of_row[there.to_numpy(zero_copy_only=False)][said.to_numpy(zero_copy_only=False)]
     else:
         groups = connected_groups(table.column(IMAGE).to_pylist(), table.column(PAGE).to_pylist())
         table = table.append_column("group", pa.array(groups, pa.string()))
