@@ -61,17 +61,17 @@ def read(data: DataFiles) -> Rows:
     there = pa.array([file_of[url] is not None for url in urls])
     table = _typed(table.append_column("image", pa.array([file_of[url] for url in urls], pa.string()))).filter(there)
     texts = pa.array([stored_captions(row) or None for row in table.to_pylist()], Text().arrow_type)
-    said = texts.is_valid()
-    if mute := len(texts) - said.true_count:
-        first = table.column(IMAGE).filter(pc.invert(said))[0].as_py()
+    captioned = texts.is_valid()
+    if mute := len(texts) - captioned.true_count:
+        first = table.column(IMAGE).filter(pc.invert(captioned))[0].as_py()
         skipped.append(Skipped(mute, "has no reference, attribution or alternative text", str(first)))
-    if not said.true_count:
+    if not captioned.true_count:
         raise UserError(f"{files[0]} has no caption beside an image; fill a column such as {FIELDS['reference']}.")
-    table = table.append_column("text", texts).filter(said)
+    table = table.append_column("text", texts).filter(captioned)
     split = None
     if stated is not None:
         of_row = np.repeat([stated[file] for file in files], [len(one) for one in tables])
-        split = of_row[there.to_numpy(zero_copy_only=False)][said.to_numpy(zero_copy_only=False)]
+        split = of_row[there.to_numpy(zero_copy_only=False)][captioned.to_numpy(zero_copy_only=False)]
     else:
         groups = connected_groups(table.column(IMAGE).to_pylist(), table.column(PAGE).to_pylist())
         table = table.append_column("group", pa.array(groups, pa.string()))
