@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -58,13 +59,45 @@ def test_rows_are_those_of_the_pages_and_splits_share_no_image_and_no_page(tmp_p
         assert sum(map(len, of_splits)) == len(set().union(*of_splits))
 
 
-def test_near_duplicates_of_an_image_are_in_its_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compared", [20_000, 2])
+def test_near_duplicates_of_an_image_are_in_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: int
+) -> None:
+    monkeypatch.setattr("polymodal.curation.image_text_rows.NEAR_DUPLICATES", compared)
     written_pages(tmp_path)
     with PILImage.open(tmp_path / "images/dome_0.png") as image:
         image.resize((180, 180)).save(tmp_path / "images/side_1.png")  # renders of one drawing
     result = rows_of_pages(pages_in(tmp_path), RowFilters(max_pages=CONCEPTS), images_below(tmp_path))
     groups = {row["image_url"]: group for row, group in zip(result.rows, result.groups, strict=True)}
     assert groups["images/dome_0.png"] == groups["images/side_1.png"] != groups["images/dome_2.png"]
+
+
+def test_pages_may_use_one_address_for_several_images_and_show_one_image_large_and_small() -> None:
+    def drawn(color: str) -> bytes:
+        PILImage.new("RGB", (120, 120), color).save(file := io.BytesIO(), "PNG")
+        return file.getvalue()
+
+    images = {("en", "a.png"): drawn("red"), ("de", "a.png"): drawn("blue"), ("fr", "b.png"): drawn("red")}
+    pages = [
+        {"key": page, "html": f'<html lang="{page}"><img src="{name}" alt="a menu"><img src="{name}" width="9"></html>'}
+        for page, name in images
+    ]
+    result = rows_of_pages(pages, RowFilters(), lambda page, address: images.get((page, address)))
+    assert [row["image_url"] for row in result.rows] == ["a.png", "de/a.png", "a.png"]
+    assert (result.images["a.png"], result.images["de/a.png"]) == (images["en", "a.png"], images["de", "a.png"])
+    assert result.groups[0] == result.groups[2] != result.groups[1]
+    assert result.counts["parse"].reasons == {"shown too small": 3}
+
+
+def test_pages_are_parsed_on_daft_as_in_this_process(tmp_path: Path) -> None:
+    pytest.importorskip("daft")
+    written_pages(tmp_path)
+    pages = [page | {"language": "en"} for page in pages_in(tmp_path)]
+    one, other = (
+        rows_of_pages(pages, RowFilters(max_pages=CONCEPTS), images_below(tmp_path), runner=runner)
+        for runner in (None, "native")
+    )
+    assert (one.rows, one.counts) == (other.rows, other.counts)
 
 
 def test_captions_of_wikipedia_and_docbook_are_found_and_no_part_of_the_text() -> None:

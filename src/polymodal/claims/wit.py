@@ -34,7 +34,7 @@ claim = Claim(
         "all fields and context": dataclasses.replace(_all, section_weight=0.2),
     },
     corpus="emoji_pages",
-    budget=Budget(steps=300),
+    budget=Budget(steps=200),
     seeds=5,
     metrics=(
         "test_vendors/fields/reference/text_to_image/R@10",
@@ -60,7 +60,7 @@ languages = Claim(
     treatment=dataclasses.replace(_all, max_rows=_ROWS),
     further={"text-text loss": dataclasses.replace(_all, max_rows=_ROWS, text_text_weight=0.5)},
     corpus="emoji_pages",
-    budget=Budget(steps=300),
+    budget=Budget(steps=200),
     seeds=5,
     metrics=(
         "test/fields/reference/text_to_image/R@10",

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from polymodal import recipes, source
 from polymodal.cli._flags import Arguments, parse_together
@@ -32,6 +32,8 @@ class PageRowsOptions:
     """File with one flagged (unwanted) word per line; rows with such a word in a text are dropped."""
     language: str = ""
     """Language (BCP 47) of pages that state none (<html lang>)."""
+    runner: Literal["native", "ray"] = "native"
+    """Daft runner that parses pages: native (local), or ray on the cluster of RAY_ADDRESS, by default a local one."""
 
 
 def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[Arguments], None]) -> None:
@@ -69,6 +71,7 @@ def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[A
         media=media_table(options.media) if options.media else None,
         flagged=[word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else (),
         language=options.language,
+        runner=options.runner,
     )
     written = written_rows(result, options.out, path, {"filters": asdict(filters), "recipe": spec})
     print_table(

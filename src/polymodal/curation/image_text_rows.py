@@ -1,14 +1,17 @@
 """Image-text rows from web pages, in the 17 columns of WIT: each step is a function with counts.
 
 Pages are parsed (`page_images`), images get the texts of their media pages, and images, texts and languages are
-filtered. Rows that are connected by an image, a near-duplicate of it, or a page, are in one split. All is in the memory
-of one machine.
+filtered. Rows that are connected by an image, a near-duplicate of it, or a page, are in one split. Pages are parsed on
+Daft (`pipeline.map_pages`); what follows needs all rows at once, and is in the memory of one machine.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import itertools
+import pickle
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +22,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image as PILImage
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, UnitInterval, validate_constraints
 from polymodal.corpora._html import parse_html, words
-from polymodal.corpora._splits import Groups, connected_groups, join_alike, split_groups, thumbnail
+from polymodal.corpora._splits import Groups, connected_groups, difference_hash, join_alike, split_groups, thumbnail
 from polymodal.corpora._svg import render_svg
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
@@ -32,6 +36,7 @@ from polymodal.corpora.saved import save_corpus
 from polymodal.corpora.text_fields import CAPTIONS, COLUMNS, FIELDS, IMAGE, LANGUAGE, PAGE, stored_captions
 from polymodal.curation.page_images import PageImage, ParsedPage, parse_page
 from polymodal.curation.page_sources import PageImages
+from polymodal.curation.pipeline import QUERY, Executor, map_pages
 from polymodal.curation.quality import language_score, words_of
 from polymodal.errors import UserError
 from polymodal.modalities import Image, Text
@@ -41,7 +46,7 @@ from polymodal.modalities.text import UNKNOWN_LANGUAGE
 PageRow = dict[str, Any]  # the columns of WIT
 REF, ATTR, ALT = (FIELDS[name] for name in CAPTIONS)
 SVG_SIDE = 512  # pixels of a rendered drawing
-NEAR_DUPLICATES = 20_000  # images that are compared at most
+NEAR_DUPLICATES = 20_000  # images of which all are compared with all; of more, those of one difference hash
 GENERIC_TEXTS = frozenset(
     ("image", "icon", "photo", "picture", "logo", "thumbnail", "refer to caption", "see caption", "alt text", "img")
 )
@@ -111,29 +116,31 @@ def rows_of_pages(
     media: Mapping[str, MediaPage] | None = None,
     flagged: Sequence[str] = (),
     language: str = "",
+    runner: Executor | None = None,
 ) -> ImageTextRows:
     """Make rows of pages, and filter them.
 
     pages: with key, html and base, and language where it is known. images: from page and address to the encoded image.
     media: of images, by the name of the file, beside the media pages among the pages. flagged: words of texts that are
-    left out. language: of pages that state none. Raises UserError when nothing is left.
+    left out. language: of pages that state none. runner: parse pages on Daft, in one process per core or on the
+    cluster; by default in this process. Raises UserError when nothing is left.
     """
     links: dict[tuple[str, str], str] = {}
-    shown: dict[tuple[str, str], tuple[int, int]] = {}
     described = dict(media or {})
     rows: list[PageRow] = []
     counts = {"parse": RowCounts()}
-    for page in pages:
+    for key, stated, parsed in _parsed(pages, runner):
         counts["parse"].rows_in += 1
-        if is_media_page(page["key"]):
-            described.setdefault(media_name(page["key"]), media_page(page["html"]))
+        if isinstance(parsed, MediaPage):
+            described.setdefault(media_name(key), parsed)
             continue
-        parsed = parse_page(page["html"], page.get("base", ""))
         for place, image in enumerate(parsed.images):
-            row = page_row(page["key"], parsed, place, page.get("language") or language)
+            if any(0 < side < filters.min_shown for side in image.shown):  # one place; elsewhere it may be large
+                counts["parse"].reasons["shown too small"] += 1
+                continue
+            row = page_row(key, parsed, place, stated or language)
             rows.append(row)
-            links[row[PAGE], row[IMAGE]] = image.link
-            shown[row[PAGE], row[IMAGE]] = image.shown
+            links[row[PAGE], row[IMAGE]] = links.get((row[PAGE], row[IMAGE])) or image.link
     counts["parse"].rows_out = len(rows)
     loaded = LoadedImages(images)
     media_of = {(row[PAGE], row[IMAGE]): media_for(row[IMAGE], links[row[PAGE], row[IMAGE]], described) for row in rows}
@@ -141,7 +148,7 @@ def rows_of_pages(
         "media": lambda rows, why: [
             with_attribution(row, media_of[row[PAGE], row[IMAGE]], filters.language_score) for row in rows
         ],
-        "images": lambda rows, why: _kept(rows, why, lambda row: loaded.why_not(row, filters, shown, media_of)),
+        "images": lambda rows, why: _kept(rows, why, lambda row: loaded.why_not(row, filters, media_of)),
         "frequency": lambda rows, why: infrequent(rows, why, filters.max_pages),
         "texts": lambda rows, why: with_clean_texts(rows, why, filters.min_characters),
         "safety": lambda rows, why: _kept(rows, why, lambda row: _flagged(row, frozenset(flagged))),
@@ -158,6 +165,30 @@ def rows_of_pages(
         raise UserError(f"Nothing is left of {counts['parse'].rows_in:,} pages ({listed or 'they have no images'}).")
     kept = {row[IMAGE]: loaded.data[row[IMAGE]] for row in rows}
     return ImageTextRows(rows, kept, row_groups(rows, kept), counts)
+
+
+def _parsed(
+    pages: Iterable[Mapping[str, str]], runner: Executor | None
+) -> Iterator[tuple[str, str, ParsedPage | MediaPage]]:
+    """Yield key, stated language and content of each page."""
+    if runner is None:
+        for page in pages:
+            yield page["key"], page.get("language", ""), _content(page)
+        return
+    remaining = iter(pages)
+    while batch := list(itertools.islice(remaining, QUERY)):
+        for table in map_pages(batch, _pickled, {"content": pa.binary()}, ("key", "language"), runner):
+            for row in table.to_pylist():
+                yield row["key"], row["language"], pickle.loads(row["content"])
+
+
+def _content(page: Mapping[str, str]) -> ParsedPage | MediaPage:
+    is_media = is_media_page(page["key"])
+    return media_page(page["html"]) if is_media else parse_page(page["html"], page.get("base", ""))
+
+
+def _pickled(page: Mapping[str, str]) -> dict[str, bytes]:
+    return {"content": pickle.dumps(_content(page))}
 
 
 def page_row(key: str, page: ParsedPage, place: int, language: str = "") -> PageRow:
@@ -257,61 +288,60 @@ def with_attribution(row: PageRow, media: MediaPage | None, min_score: float) ->
 
 
 class LoadedImages:
-    """Images by address; data: those that are readable. Each is opened once."""
+    """Images by content; data: those that are readable, by the address under which they were found first.
+
+    Pages may use one address for several images, as editions of a manual in several languages do; the name of a further
+    one begins with its page.
+    """
 
     def __init__(self, images: PageImages):
         self.images = images
         self.data: dict[str, bytes] = {}
-        self._first: dict[bytes, str] = {}  # address of the first of equal files
-        self._facts: dict[str, tuple[str, int, int] | None] = {}
+        self._known: dict[bytes, tuple[str, str, int, int] | None] = {}  # by content
 
-    def facts(self, page: str, address: str) -> tuple[str, int, int] | None:
-        """Return type, width and height; None for an image that is not there."""
-        if address not in self._facts:
-            self._facts[address] = None
-            data = self.images(page, address)
-            if data is not None:
-                with suppress(OSError), PILImage.open(io.BytesIO(data)) as opened:
-                    kind = "image/svg+xml" if address.lower().endswith(".svg") else PILImage.MIME[opened.format or ""]
-                    self._facts[address], self.data[address] = (kind, *opened.size), data
-        return self._facts[address]
+    def load(self, page: str, address: str) -> tuple[str, str, int, int] | None:
+        """Return name, type, width and height; None for an image that is not there."""
+        if (data := self.images(page, address)) is None:
+            return None
+        content = hashlib.sha256(data).digest()
+        if content not in self._known:
+            self._known[content] = None
+            with suppress(OSError), PILImage.open(io.BytesIO(data)) as opened:
+                is_drawing = address.lower().endswith(".svg")
+                kind = "image/svg+xml" if is_drawing else PILImage.MIME.get(opened.format or "", "image/unknown")
+                name = f"{page}/{address}" if address in self.data else address
+                self._known[content], self.data[name] = (name, kind, *opened.size), data
+        return self._known[content]
 
-    def why_not(
-        self,
-        row: PageRow,
-        filters: RowFilters,
-        shown: Mapping[tuple[str, str], tuple[int, int]],
-        media: Mapping[tuple[str, str], MediaPage | None],
-    ) -> str:
-        """Return why an image is left out, or "". Writes type, size, and the address of the first of equal files into
-        the row."""
+    def why_not(self, row: PageRow, filters: RowFilters, media: Mapping[tuple[str, str], MediaPage | None]) -> str:
+        """Return why an image is left out, or "". Writes name, type and size into the row."""
         place, name = (row[PAGE], row[IMAGE]), PurePosixPath(row[IMAGE]).stem.lower()
         if {*re.split(r"[\W_\d]+", name)} & {*filters.generic_images}:
             return "generic name"
-        if any(0 < side < filters.min_shown for side in shown[place]):
-            return "shown too small"
         license = (of_image.license if (of_image := media[place]) else "").lower().replace("-", " ")
         if filters.licenses and license and not license.startswith(tuple(one.lower() for one in filters.licenses)):
             return "license"
-        if (facts := self.facts(*place)) is None:
+        if (facts := self.load(*place)) is None:
             return "no image"
-        row["mime_type"], row["original_width"], row["original_height"] = facts
-        row[IMAGE] = self._first.setdefault(hashlib.sha256(self.data[row[IMAGE]]).digest(), row[IMAGE])
-        return "too small" if min(facts[1:]) < filters.min_side else ""
+        row[IMAGE], row["mime_type"], row["original_width"], row["original_height"] = facts
+        return "too small" if min(facts[2:]) < filters.min_side else ""
 
 
 def with_drawings(images: PageImages, root: Path | None) -> PageImages:
-    """Return the images with SVG files below a folder rendered to PNG."""
+    """Return the images with SVG files below a folder rendered to PNG; a file that many pages use is read once."""
+    if root is None:
+        return images
 
-    def read(page: str, address: str) -> bytes | None:
-        if root is None or not address.lower().endswith(".svg") or "://" in address:
-            return images(page, address)
+    @functools.cache
+    def of_file(address: str) -> bytes | None:
+        if not address.lower().endswith(".svg") or "://" in address:
+            return images("", address)
         path = (root / unquote(address)).resolve()
         with suppress(OSError, ValueError):
             return render_svg(path.read_bytes(), SVG_SIDE) if path.is_relative_to(root.resolve()) else None
         return None
 
-    return read
+    return lambda page, address: of_file(address)
 
 
 def _kept(rows: Sequence[PageRow], why: Counter[str], why_not: Callable[[PageRow], str]) -> list[PageRow]:
@@ -382,8 +412,14 @@ def row_groups(rows: Sequence[PageRow], images: Mapping[str, bytes]) -> list[str
     """Return the group of each row: rows that share an image, a near-duplicate of it, or a page are in one."""
     addresses = list(images)
     alike = Groups(len(addresses))
-    if len(addresses) <= NEAR_DUPLICATES:
-        join_alike(alike, np.stack([thumbnail(Image().decode(images[address])) for address in addresses]))
+    small = np.stack([thumbnail(Image().decode(images[address])) for address in addresses])
+    hashed: dict[int, list[int]] = defaultdict(list)
+    for place, one in enumerate(small):
+        hashed[int(difference_hash(one)) if len(addresses) > NEAR_DUPLICATES else 0].append(place)
+    for places in hashed.values():
+        of_hash = Groups(len(places))
+        join_alike(of_hash, small[places])
+        alike.join_equal((place, (places[0], of_hash.root(number))) for number, place in enumerate(places))
     root = {address: alike.root(place) for place, address in enumerate(addresses)}
     return connected_groups([root[row[IMAGE]] for row in rows], [row[PAGE] for row in rows])
 

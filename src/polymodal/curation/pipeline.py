@@ -14,6 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,31 +146,45 @@ def run_pipeline(
     """Yield tables with the blocks of pages after all steps and what each step dropped, in order.
 
     Columns: key and split, remaining blocks, dropped texts with step and reason, and the number of texts and figures
-    when the page was read and after each step. One Daft function runs all steps of a page, in one process per core.
+    when the page was read and after each step. One Daft function runs all steps of a page (`map_pages`).
     Raises UserError without the package daft.
     """
-    daft = _daft(runner)
-    text = daft.DataType.string()
-    blocks = daft.DataType.list(daft.DataType.struct(dict.fromkeys(PageBlock._fields, text)))
-    dropped = daft.DataType.list(daft.DataType.struct(dict.fromkeys(("step", *Rejection._fields), text)))
-    numbers = daft.DataType.list(daft.DataType.int64())
+    text, numbers = pa.string(), pa.list_(pa.int64())
+    blocks = pa.list_(pa.struct(dict.fromkeys(PageBlock._fields, text)))
+    dropped = pa.list_(pa.struct(dict.fromkeys(("step", *Rejection._fields), text)))
     parts = {"blocks": blocks, "dropped": dropped, "texts": numbers, "figures": numbers}
-    result_type = daft.DataType.struct(parts)
+    return map_pages(pages, partial(_curated, steps=dict(steps)), parts, ("key", "split"), runner)
+
+
+def map_pages(
+    pages: Sequence[Mapping[str, str]],
+    work: Callable[[Mapping[str, str]], dict[str, Any]],
+    parts: Mapping[str, pa.DataType],
+    kept: Sequence[str] = ("key",),
+    runner: Executor = "native",
+) -> Iterator[pa.Table]:
+    """Yield tables of what a function makes of each page, in order, in one process per core.
+
+    work: from key, html and base of a page to a value of each of `parts`; it is sent to processes. parts: types of its
+    values. kept: columns of pages that stand before them. Raises UserError without the package daft.
+    """
+    daft = _daft(runner)
+    types = {name: daft.DataType.from_arrow_type(kind) for name, kind in parts.items()}
 
     @daft.cls(use_process=True, max_concurrency=min(os.cpu_count() or 1, len(pages)))
     class Worker:
-        def __init__(self, steps: Mapping[str, CurationStep]):
-            self.steps = steps
+        def __init__(self, work: Callable[[Mapping[str, str]], dict[str, Any]]):
+            self.work = work
 
-        @daft.method(return_dtype=result_type)
-        def curated(self, html: str, base: str) -> dict[str, Any]:
-            return steps_of_page(html, base, self.steps)
+        @daft.method(return_dtype=daft.DataType.struct(types))
+        def done(self, key: str, html: str, base: str) -> dict[str, Any]:
+            return self.work({"key": key, "html": html, "base": base})
 
-    columns = ("key", "split", "html", "base")
+    columns = dict.fromkeys((*kept, "key", "html", "base"))
     frame = daft.from_pydict({name: [page.get(name, "") for page in pages] for name in columns}).into_batches(BATCH)
-    worker: Any = Worker(dict(steps))
-    frame = frame.select("key", "split", worker.curated(daft.col("html"), daft.col("base")).alias("done"))
-    frame = frame.select("key", "split", *(daft.col("done")[name].alias(name) for name in parts))
+    worker: Any = Worker(work)
+    frame = frame.select(*kept, worker.done(*map(daft.col, ("key", "html", "base"))).alias("done"))
+    frame = frame.select(*kept, *(daft.col("done")[name].alias(name) for name in parts))
     for batch in frame.to_arrow_iter():
         yield pa.Table.from_batches([batch])
 
@@ -192,6 +207,10 @@ def _daft(runner: Executor) -> Any:
     if daft.get_or_infer_runner_type() != runner:
         daft.set_runner_ray() if runner == "ray" else daft.set_runner_native()
     return daft
+
+
+def _curated(page: Mapping[str, str], steps: Mapping[str, CurationStep]) -> dict[str, Any]:
+    return steps_of_page(page["html"], page["base"], steps)
 
 
 def steps_of_page(html: str, base: str, steps: Mapping[str, CurationStep]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The release of WIT: TSV files with 17 columns, also compressed, beside the images, which it names by URL.
 
 An image file has the name of the end of its URL, with or without escapes such as `%20`. Rows whose image is not there
-are left out and counted. Splits are those of the file names (`wit_v1.train.all-...`), else images and pages that are
-connected by rows are in one split.
+are left out and counted, and so are rows without a caption. Splits are those of the file names
+(`wit_v1.train.all-...`), else images and pages that are connected by rows are in one split.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def matches(data: DataFiles) -> Match:
 
 
 def read(data: DataFiles) -> Rows:
-    """Read all files. Raises UserError for a column that is missing, and when no image is there."""
+    """Read all files. Raises UserError for a column that is missing, and when no image or no caption is there."""
     files = data.with_suffixes(SUFFIXES)
     if not files:
         raise UserError(f"{data.given[0]} has no TSV file of WIT.")
@@ -61,11 +61,17 @@ def read(data: DataFiles) -> Rows:
     there = pa.array([file_of[url] is not None for url in urls])
     table = _typed(table.append_column("image", pa.array([file_of[url] for url in urls], pa.string()))).filter(there)
     texts = pa.array([stored_captions(row) or None for row in table.to_pylist()], Text().arrow_type)
-    table = table.append_column("text", texts)
+    captioned = texts.is_valid()
+    if mute := len(texts) - captioned.true_count:
+        first = table.column(IMAGE).filter(pc.invert(captioned))[0].as_py()
+        skipped.append(Skipped(mute, "has no reference, attribution or alternative text", str(first)))
+    if not captioned.true_count:
+        raise UserError(f"{files[0]} has no caption beside an image; fill a column such as {FIELDS['reference']}.")
+    table = table.append_column("text", texts).filter(captioned)
     split = None
     if stated is not None:
         of_row = np.repeat([stated[file] for file in files], [len(one) for one in tables])
-        split = of_row[there.to_numpy(zero_copy_only=False)]
+        split = of_row[there.to_numpy(zero_copy_only=False)][captioned.to_numpy(zero_copy_only=False)]
     else:
         groups = connected_groups(table.column(IMAGE).to_pylist(), table.column(PAGE).to_pylist())
         table = table.append_column("group", pa.array(groups, pa.string()))
@@ -80,11 +86,11 @@ def _is_wit(file: Path) -> bool:
 
 
 def _file_of(url: str | None, images: ImageFiles) -> str | None:
-    """Return the path of the file that has the name of a URL's end, or that a relative path names."""
+    """Return the path of the file that has the folders and the name of a URL, else its name, or that a path names."""
     if not url:
         return None
-    path = urlsplit(url).path if "://" in url else url
-    names = (path, unquote(path)) if "://" not in url else ()
+    path = urlsplit(url).path.lstrip("/") if "://" in url else url
+    names = (path, unquote(path))  # of a URL, folders as wget makes them
     ends = (PurePosixPath(path).name, unquote(PurePosixPath(path).name))
     return images.find_any([name for name in (*names, *ends) if name and not name.startswith("/") and ".." not in name])
 

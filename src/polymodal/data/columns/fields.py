@@ -16,6 +16,7 @@ from polymodal.corpora.text_fields import (
     PASSES_LANG_ID,
     REFERENCE,
     attribution_language,
+    field_row,
     field_rows,
     fields_of,
     has_fields,
@@ -62,14 +63,14 @@ class FieldsColumn(Column):
     def __init__(self, translations: bool = False):
         """translations: whether texts of the same image in other languages are read, too."""
         self.translations = translations
-        self._read: tuple[Any, list[dict[str, Any]], dict[str, list[int]]] = (None, [], {})
+        self._read: tuple[Any, list[dict[str, Any]]] = (None, [])
+        self._of_image: list[tuple[Any, dict[str, list[int]]]] = []  # by training rows
 
     def load(self, corpus: Corpus, row: int) -> FieldTexts:
         if not has_fields(corpus):
             return FieldTexts(corpus.key(row), {REFERENCE: corpus.value(row, corpus.column_with(Text))})
         if not self.translations:
-            (record,) = field_rows(corpus, [row])
-            return _texts(record, corpus.key(row))
+            return _texts(field_row(corpus, row), corpus.key(row))
         records, of_image = self._records(corpus)
         record = records[row]
         others = [records[other] for other in of_image.get(record[IMAGE], ())]
@@ -88,15 +89,16 @@ class FieldsColumn(Column):
         return values
 
     def _records(self, corpus: Corpus) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
-        """Return all rows of a corpus, and the rows of each image, read once."""
+        """Return all rows of a corpus, and the training rows of each image, such as a stage selects; each read once."""
         if self._read[0] is not corpus.table:
-            records, of_image = list(field_rows(corpus, np.arange(len(corpus)))), defaultdict(list)
-            split_of = {row: split for split, rows in corpus.splits.items() for row in rows.tolist()}
-            for row, record in enumerate(records):
-                if split_of.get(row) == "train":  # an image of several splits teaches no text of the others
-                    of_image[record[IMAGE]].append(row)
-            self._read = corpus.table, records, dict(of_image)
-        return self._read[1:]
+            self._read, self._of_image = (corpus.table, list(field_rows(corpus, np.arange(len(corpus))))), []
+        records, trained = self._read[1], corpus.splits.get("train", ())
+        if not any(trained is rows for rows, _ in self._of_image):
+            of_image = defaultdict(list)
+            for row in np.asarray(trained, dtype=np.int64).tolist():
+                of_image[records[row][IMAGE]].append(row)  # an image of several splits teaches no text of the others
+            self._of_image = [*self._of_image[-3:], (trained, dict(of_image))]
+        return records, next(of_image for rows, of_image in self._of_image if rows is trained)
 
 
 def _texts(record: Mapping[str, Any], key: str) -> FieldTexts:

@@ -1,7 +1,8 @@
 """Retrieval between images and each kind of their texts (field), by language, and between languages through the image.
 
 For rows in the columns of WIT (`corpora.text_fields`), for which an image has several rows. Images and texts that occur
-twice are one candidate.
+twice are one candidate. Attributions that language identification did not confirm are no texts in the language of their
+page: they count together, as `und`, and are not compared between languages.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polymodal.corpora.text_fields import CAPTIONS, IMAGE, LANGUAGE, field_rows, fields_of, has_fields
+from polymodal.corpora.text_fields import (
+    CAPTIONS,
+    IMAGE,
+    LANGUAGE,
+    attribution_language,
+    field_rows,
+    fields_of,
+    has_fields,
+)
 from polymodal.evaluation.capabilities import CanEmbed
 from polymodal.evaluation.head_tail import macro_average
 from polymodal.evaluation.retrieval import RECALLS, chance_recall, ranks
@@ -30,12 +39,14 @@ MAX_LANGUAGES = 30  # that have scores of their own
 
 @dataclass(frozen=True)
 class FieldTest:
-    """Unique images and unique texts of one field. images: of each text, the images that have it."""
+    """Unique images and unique texts of one field. images: of each text, the images that have it. texts: the texts
+    themselves, of which equal ones in two languages are not compared."""
 
     image_vectors: Float[Tensor, "images dim"]
     text_vectors: Float[Tensor, "texts dim"]
     languages: list[str]
     images: list[np.ndarray]
+    texts: list[str]
 
     def places(self, language: str) -> np.ndarray:
         return np.flatnonzero(np.array(self.languages) == language)
@@ -92,11 +103,13 @@ def field_tests(inputs: TaskInputs, split: str) -> dict[str, FieldTest]:
         having: dict[tuple[str, str], set[int]] = defaultdict(set)
         for record, name in zip(records, names, strict=True):
             if text := fields_of(record).get(field):
-                having[record.get(LANGUAGE) or UNKNOWN_LANGUAGE, text].add(number[name])
+                spoken = record.get(LANGUAGE) or UNKNOWN_LANGUAGE
+                having[attribution_language(record) if field == "attribution" else spoken, text].add(number[name])
         if having:
             vectors = embed(inputs.method, inputs.processor, text=[text for _, text in having])["text"]
             images = [np.array(sorted(images)) for images in having.values()]
-            tests[field] = FieldTest(items.vectors[first], vectors, [language for language, _ in having], images)
+            languages, texts = [language for language, _ in having], [text for _, text in having]
+            tests[field] = FieldTest(items.vectors[first], vectors, languages, images, texts)
     return tests
 
 
@@ -119,13 +132,19 @@ def _image_to_text(test: FieldTest, language: str) -> _Ranked:
 
 
 def _across_languages(test: FieldTest, language: str) -> Iterator[_Ranked]:
-    """Queries are texts of a language, candidates the texts of all others, and right are those of the same image."""
-    spoken = np.array(test.languages) == language
-    others, queries = np.flatnonzero(~spoken), np.flatnonzero(spoken)
+    """Queries are texts of a language, candidates the texts of all others, and right are those of the same image.
+
+    A query whose very words are a candidate, such as a name, is left out: any encoder finds it.
+    """
+    languages = np.array(test.languages)
+    others = np.flatnonzero((languages != language) & (languages != UNKNOWN_LANGUAGE))
+    words = {test.texts[place].casefold() for place in others.tolist()}
+    spoken = np.flatnonzero(languages == language).tolist() if language != UNKNOWN_LANGUAGE else []
+    queries = [place for place in spoken if test.texts[place].casefold() not in words]
     of_place, texts_of = {place: number for number, place in enumerate(others.tolist())}, test.texts_of
     relevant = {
         place: sorted({of_place[one] for image in test.images[place] for one in texts_of[image] if one in of_place})
-        for place in queries.tolist()
+        for place in queries
     }
     relevant = {place: texts for place, texts in relevant.items() if texts}
     if relevant:

@@ -7,9 +7,9 @@ sampled by weights over the fields that it has. Rows of one image are positives 
 languages may be compared, too (MURAL). `field_retrieval` measures each field and language, averaged over languages.
 
 Differs from the paper in: pages are HTML files, with or without media pages, in place of Wikipedia's dumps; thresholds,
-weights of fields and towers of `paper()` are ours, as the repository has columns and counts, and no code; pages are
-read on one machine, not on Daft; `page_changed_recently` is null. Left out: ratings of samples by people, models that
-find offensive images and personal data (texts with words of a list are dropped), and tests on Flickr30k and COCO.
+weights of fields and towers of `paper()` are ours, as the repository has columns and counts, and no code; Daft parses
+pages, the steps after that are on one machine; `page_changed_recently` is null. Left out: ratings of samples by people,
+models that find offensive images and personal data (flagged words are dropped), tests on Flickr30k and COCO.
 
 Terms: text types = text_fields.FIELDS, row = image_text_rows.page_row, filters = image_text_rows.RowFilters, split
 by image = _splits.connected_groups, attribution_passes_lang_id = image_text_rows.in_language, L_text-text =
