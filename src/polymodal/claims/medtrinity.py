@@ -56,7 +56,7 @@ NAMED_IMAGES = 1500
 ASKED_IMAGES = 500  # training images with questions; all have descriptions
 KINDS = ("animal", "food", "vehicle", "clothing", "device")
 # Private subtags of BCP 47 say which sources a description is of: (regions, knowledge). The claim trains on the first
-# three and on labels; the precision of all is kept.
+# and on labels; the precision of all is kept.
 ARMS = {
     "en-x-full": (True, True),
     "en-x-noroi": (False, True),
@@ -107,13 +107,13 @@ class ObjectNaming(VisionLanguageModel):
         sequences = batch["sequences"]
         rows, positions, _ = self.predictions(sequences)
         vocabulary = self.language_model.embedding.num_embeddings
-        said = torch.zeros(len(sequences.ids), vocabulary, device=sequences.ids.device)
-        said[rows, sequences.ids[rows, positions]] = 1.0
-        words = (said.any(0) & ~said.bool().all(0)).nonzero().squeeze(1)
-        tokens = self.get_submodule("image_encoder")(sequences.features["image"]).unflatten(0, (len(said), -1))
+        present = torch.zeros(len(sequences.ids), vocabulary, device=sequences.ids.device)
+        present[rows, sequences.ids[rows, positions]] = 1.0
+        words = (present.any(0) & ~present.bool().all(0)).nonzero().squeeze(1)
+        tokens = self.get_submodule("image_encoder")(sequences.features["image"]).unflatten(0, (len(present), -1))
         cosines = normalize(tokens, dim=-1) @ normalize(self.language_model.embedding.weight[words], dim=-1).T
         logits = 10 * cosines.amax(1) - 5
-        return {"naming": binary_cross_entropy_with_logits(logits, said[:, words])}
+        return {"naming": binary_cross_entropy_with_logits(logits, present[:, words])}
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ _tri = DescribedBy(
     image=ImageEncoderConfig(image_size=SIDE, patch_size=8, stem=(32,), depth=0),
     tuning_lr_scale=1.0,
     loss_reduction="sample",  # descriptions of fewer sources are shorter
-    stage_fractions=(0.0, 0.05, 0.5, 0.45),
+    stage_fractions=(0.0, 0.0, 0.55, 0.45),  # the start aligned the connector
 )
 _named = NamingObjects(**{field.name: getattr(_tri, field.name) for field in fields(_tri)})
 claim = Claim(
@@ -265,16 +265,12 @@ claim = Claim(
     "and about kinds of things than pre-training on labels.",
     baseline=replace(_tri, sources="labels"),
     treatment=_tri,
-    further={
-        "without regions": replace(_tri, sources="noroi"),
-        "without knowledge": replace(_tri, sources="nofacts"),
-    },
     start=_named,
-    start_budget=Budget(steps=1200),
+    start_budget=Budget(steps=1000),
     start_makes=described_scenes,
     start_tests=True,
     corpus="scenes",
-    budget=Budget(steps=700),
+    budget=Budget(steps=400),
     seeds=3,
     deciding=("test/vqa/place/accuracy", "test/vqa/knowledge/accuracy"),
     metrics=(
@@ -286,8 +282,7 @@ claim = Claim(
         "test/vqa/relation/accuracy",
         "test/vqa/presence/accuracy",
     ),
-    tuning={"learning_rate": (5e-4, 1e-3)},
+    tuning={"learning_rate": (1e-3, 2e-3)},
     tuning_fraction=0.3,
-    tuned_like={"without regions": "treatment", "without knowledge": "treatment"},
     paper_results="VQA-RAD 81.6, SLAKE 87.8, PathVQA 82.8, several points over the same model without MedTrinity",
 )
