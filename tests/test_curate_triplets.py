@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 import polymodal as pm
 from polymodal.cli import main
+from polymodal.corpora.in_memory import from_table
+from polymodal.curation.regions_of_interest import connected_components
+from polymodal.curation.triplets import write_triplets
 from polymodal.modalities import Text
 
 COLORS = {"cyst": (30, 60, 210), "nodule": (200, 30, 30)}
@@ -63,3 +68,36 @@ def test_labelled_images_become_triplets_and_mistakes_end_in_a_sentence(
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
     assert not scans.with_name("none").exists()
+
+
+def test_what_a_users_rows_may_have_or_lack(tmp_path: Path) -> None:
+    image = PILImage.new("RGB", (40, 30), (225, 225, 225))
+    image.paste((200, 30, 30), (4, 5, 13, 14))
+    answers = ["cyst", "cyst", "a cyst"]
+    asked = [{"question": "What is it?", "answer": answers, "kind": "global"}]
+    unanswered = [{"question": "What is it?", "answer": [], "kind": "global"}]
+    box = [{"name": "cyst", "box": [4.5, 5.2, 12.0, 13.9]}]
+    rows = [
+        {"image": image, "regions": box, "questions": asked},
+        {"image": image, "regions": [], "questions": asked},
+        {"image": image, "regions": None, "questions": asked},
+        {"image": image, "regions": box, "questions": unanswered},
+    ]
+    corpus = from_table({"train": rows})
+    made, counts = write_triplets(corpus, tmp_path / "triplets")
+    assert len(made) == 3
+    assert [*counts.unreadable.values()] == ["no question has an answer"]
+    fields = [made.value(row, "description")[0].text for row in range(3)]
+    assert made.value(0, "regions")[0].box == (4, 5, 12, 14)
+    assert ["No abnormality is located." in text for text in fields] == [False, True, False]
+    assert "The region is at the" in fields[2], "a row without boxes says nothing; what is there is detected"
+    assert [*made.value(0, "questions")[0].answers] == answers
+
+
+def test_a_noisy_image_takes_no_mask_of_every_speck() -> None:
+    noise = np.random.default_rng(0).random((700, 700)) < 0.3
+    noise[100:150, 200:280] = True
+    start = time.process_time()
+    [largest] = connected_components(noise, min_pixels=2000)
+    assert time.process_time() - start < 3
+    assert largest[100:150, 200:280].all()

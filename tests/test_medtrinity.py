@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from polymodal.claims.medtrinity import SIDE, questions_of
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import save_corpus
@@ -46,6 +47,13 @@ def test_boxes_and_questions_about_labels_are_those_of_the_released_scripts() ->
     for labels, (question, answer) in zip((["debris"], ["adipose", "debris"]), GOLDEN["conversations"], strict=True):
         ours = option_question(names, ",".join(labels))
         assert (f"<img> {ours['question']}", ours["answer"]) == (question, answer)
+
+
+def test_questions_of_the_claim_have_the_places_of_its_own_scenes() -> None:
+    box = [SIDE - 14, 2, SIDE - 2, 14]
+    asked = questions_of([DISK], [{"name": "small disk", "box": box}], {"disk": "device"}, {"disk"}, "cat")
+    answers = {one["kind"]: one["answer"] for one in asked if one["kind"] in ("place", "knowledge")}
+    assert answers == {"place": "top right", "knowledge": "device"}
 
 
 def masked_scenes(folder: Path) -> Corpus:

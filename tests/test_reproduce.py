@@ -131,6 +131,17 @@ def test_what_makes_the_data_alone_gives_arms_no_weights(small_emoji):
         assert all(torch.equal(value, weights[name]) for name, value in ours.run.model.state_dict().items())
 
 
+def test_arms_are_scored_on_what_their_start_makes_where_it_has_the_tests(small_emoji):
+    few = small_emoji.with_splits({"train": small_emoji.rows("train")[:64], "test": small_emoji.rows("test")[:20]})
+    made = few.with_splits(dict(few.splits) | {"test": few.rows("test")[:10]})
+    units = {}
+    for tests in (False, True):
+        start = Start(ARMS[0].recipe, Budget(steps=1), lambda *_: made, weights=False, tests=tests)
+        found = compare(ARMS[:1], few, Budget(steps=1), [0], start=start)
+        units[tests] = found.test_units("test/text_to_image/MRR")
+    assert units == {False: 20, True: 10}
+
+
 def test_the_scorer_of_a_filter_is_no_arms_beginning():
     claim = claim_of("webli_100b", "quality")
     assert claim.start_makes is not None

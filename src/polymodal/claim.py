@@ -45,7 +45,8 @@ class Claim:
     first, once a seed and for `start_budget`, whose weights all arms begin with, such as a language model that is to
     learn to see. start_weights: False for a start whose weights no arm is to begin with, as it only makes what they are
     trained on. start_makes: from the run of `start`, the corpus, a folder and the seed, the corpus that arms are
-    trained on, which it writes there, such as preferences between the model's own answers.
+    trained on, which it writes there, such as preferences between the model's own answers. start_tests: whether arms
+    are scored on that corpus, too, whose evaluation splits are then the same at every seed.
     start_scored: whether the metrics of the start itself are recorded, at the price of an evaluation a seed.
     languages: of the corpus, these only; empty means all.
     deciding: the metrics that decide, all of which have to agree, as the parts of a sentence with "and"; by default the
@@ -72,6 +73,7 @@ class Claim:
     start_makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     start_scored: bool = False
     start_weights: bool = True
+    start_tests: bool = False
     languages: tuple[str, ...] = ()
     paper_results: str = ""
     deciding: tuple[str, ...] = ()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from polymodal.claim import Claim
 from polymodal.corpora._wordnet import WordNet, wordnet
@@ -16,6 +19,7 @@ from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.in_memory import from_table
 from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.scenes import SIDE as SCENES_SIDE
 from polymodal.corpora.scenes import Sprite, compose, relate, scene_questions, sprites_of
 from polymodal.curation.knowledge import KnowledgeBase
 from polymodal.curation.multigranular import (
@@ -30,6 +34,8 @@ from polymodal.curation.multigranular import (
     write_description,
 )
 from polymodal.curation.regions_of_interest import ColorDetector
+from polymodal.data.processor import Processor
+from polymodal.data.sequence import SequenceBatch
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.language_model import LanguageModelConfig
 from polymodal.modalities import Image, Questions, Text
@@ -37,17 +43,20 @@ from polymodal.modalities.image import encoded
 from polymodal.modalities.question import stored_questions
 from polymodal.modalities.region import Region
 from polymodal.modalities.text import stored_texts
-from polymodal.models.connector import ConnectorConfig
+from polymodal.models.vision_language_model import VisionLanguageModel
 from polymodal.recipes.language_models.medtrinity import Recipe
 from polymodal.training.run import Run
-from polymodal.types import Budget, Example
+from polymodal.types import Budget, Example, Stage
 
 SIDE, OBJECTS, FILLERS = 48, 12, 2000
-COUNTS = {"train": 1500, "validation": 100, "test": 300}
+ASKED = ("presence", "place", "size", "relation")  # color can be told from the words of a question
+OBJECT_SEED = 0  # objects, snippets and tests are the same at every seed, so that scores have the same units
+COUNTS = {"train": 1500, "validation": 40, "test": 300}
+NAMED_IMAGES = 1500
 ASKED_IMAGES = 500  # training images with questions; all have descriptions
 KINDS = ("animal", "food", "vehicle", "clothing", "device")
 # Private subtags of BCP 47 say which sources a description is of: (regions, knowledge). The claim trains on the first
-# three and on labels; the precision of all is kept.
+# and on labels; the precision of all is kept.
 ARMS = {
     "en-x-full": (True, True),
     "en-x-noroi": (False, True),
@@ -85,6 +94,57 @@ class DescribedBy(Recipe):
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """What the tokenizer learns from: the words of the templates, too, so that descriptions are short sequences."""
         return [*super().training_corpora(corpus), from_table({"caption": [TEMPLATES] * 1000})]
+
+
+class ObjectNaming(VisionLanguageModel):
+    """Aligns tokens of an image with the embeddings of the words that say what it shows, before language is learned."""
+
+    def naming_losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """`naming`: binary cross-entropy of words that some images of a batch have in their text and others have not.
+
+        The logit of a word is its maximum cosine with a token of the image, scaled.
+        """
+        sequences = batch["sequences"]
+        rows, positions, _ = self.predictions(sequences)
+        vocabulary = self.language_model.embedding.num_embeddings
+        present = torch.zeros(len(sequences.ids), vocabulary, device=sequences.ids.device)
+        present[rows, sequences.ids[rows, positions]] = 1.0
+        words = (present.any(0) & ~present.bool().all(0)).nonzero().squeeze(1)
+        tokens = self.get_submodule("image_encoder")(sequences.features["image"]).unflatten(0, (len(present), -1))
+        cosines = normalize(tokens, dim=-1) @ normalize(self.language_model.embedding.weight[words], dim=-1).T
+        logits = 10 * cosines.amax(1) - 5
+        return {"naming": binary_cross_entropy_with_logits(logits, present[:, words])}
+
+
+@dataclass(frozen=True)
+class NamingObjects(DescribedBy):
+    """What all arms begin with: vision that is aligned with words for objects, as CLIP and its alignment are."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        vision = ("image_encoder.*", "language_model.embedding.*")
+        batches: dict[str, Any] = {"corpus": labeled_scenes, "batch": "description_batch"}
+        return (
+            Stage("naming", 0.5, vision, losses="naming_losses", **batches),
+            Stage("labels", 0.5, lr_scale=0.5, **batches),
+        )
+
+    def build(self, processor: Processor) -> ObjectNaming:
+        built = super().build(processor)
+        tokens, language_model = built.get_submodule("image_encoder"), built.language_model
+        return ObjectNaming({"image": tokens}, language_model, processor.conversation.end)
+
+
+def labeled_scenes() -> Corpus:
+    """Compose images of the objects with what they show: no place, no kind."""
+    rng = np.random.default_rng(OBJECT_SEED)
+    sprites, rng = some_of_each_kind(wordnet("the claim of medtrinity"), rng), np.random.default_rng([OBJECT_SEED, 9])
+    rows = []
+    for _ in range(NAMED_IMAGES):
+        chosen = [sprites[index] for index in rng.choice(OBJECTS, int(rng.integers(1, 3)), replace=False)]
+        image, _, _ = compose(chosen, rng, SIDE)
+        metadata = Metadata("drawing", findings=tuple(one.name for one in chosen))
+        rows.append({"image": encoded(image), "caption": metadata.coarse_caption()})
+    return from_table(rows, name="labeled scenes")
 
 
 def kind_of(net: WordNet, noun: str, sense: int = 0) -> str | None:
@@ -131,17 +191,19 @@ def described(
 
 def described_scenes(run: Run, corpus: Corpus, folder: Path, seed: int) -> Corpus:
     """Write composed scenes with the descriptions of all arms; the precision of each is among the counts."""
-    rng, net = np.random.default_rng(seed), wordnet("the claim of medtrinity")
+    rng, net = np.random.default_rng(OBJECT_SEED), wordnet("the claim of medtrinity")
     sprites = some_of_each_kind(net, rng)
     kinds = {one.name: kind_of(net, one.name) or "" for one in sprites}
     colors = {one.name: one.color for one in sprites}
     taught = {one.name for one in sprites[: OBJECTS // 2]}  # whose kind training questions ask for
     base = KnowledgeBase.fit(snippets_of(net, [*kinds], rng))
+    rngs = {split: np.random.default_rng([seed if split == "train" else 0, n]) for n, split in enumerate(COUNTS)}
     detector, stated = ColorDetector(colors), dict[str, list[tuple[list[Statement], set[Statement]]]]()
     rejected = 0
 
     def row(split: str, number: int) -> dict[str, Any]:
         nonlocal rejected
+        rng = rngs[split]
         chosen = [sprites[index] for index in rng.choice(OBJECTS, int(rng.integers(1, 3)), replace=False)]
         image, _, regions = compose(chosen, rng, SIDE)
         names = [one.name for one in chosen]
@@ -181,36 +243,34 @@ def questions_of(
     chosen: list[Sprite], regions: list[dict], kinds: dict[str, str], asked_of: set[str], absent: str
 ) -> list[dict[str, str]]:
     """Return the questions of a scene, and what kind of thing some objects are."""
+    scaled = [region | {"box": [edge * SCENES_SIDE / SIDE for edge in region["box"]]} for region in regions]
     edges = relate([region["box"] for region in regions])
     names = [one.name for one in chosen if one.name in asked_of]
     facts = [(f"What kind of thing is the {name}?", kinds[name], "knowledge") for name in names]
-    return scene_questions(chosen, regions, edges, absent) + stored_questions(facts)
+    some = [one for one in scene_questions(chosen, scaled, edges, absent) if one["kind"] in ASKED]
+    return some + stored_questions(facts)
 
 
-_language = DescribedBy(
-    batch_size=16,
+_tri = DescribedBy(
+    batch_size=32,
     language_model=LanguageModelConfig(width=64, depth=3, num_heads=4, num_kv_heads=2, mlp_dim=176),
-    image=ImageEncoderConfig(image_size=SIDE, patch_size=8, stem=(24, 48), depth=1),
-    connector=ConnectorConfig("pixel_shuffle"),
+    image=ImageEncoderConfig(image_size=SIDE, patch_size=8, stem=(32,), depth=0),
     tuning_lr_scale=1.0,
     loss_reduction="sample",  # descriptions of fewer sources are shorter
-    stage_fractions=(1.0, 0.0, 0.0, 0.0),
+    stage_fractions=(0.0, 0.0, 0.55, 0.45),  # the start aligned the connector
 )
-_tri = replace(_language, stage_fractions=(0.0, 0.2, 0.4, 0.4))
+_named = NamingObjects(**{field.name: getattr(_tri, field.name) for field in fields(_tri)})
 claim = Claim(
     sentence="Pre-training on descriptions from regions and retrieved knowledge answers more questions about places "
     "and about kinds of things than pre-training on labels.",
     baseline=replace(_tri, sources="labels"),
     treatment=_tri,
-    further={
-        "without regions": replace(_tri, sources="noroi"),
-        "without knowledge": replace(_tri, sources="nofacts"),
-    },
-    start=_language,
-    start_budget=Budget(steps=200),
+    start=_named,
+    start_budget=Budget(steps=1000),
     start_makes=described_scenes,
+    start_tests=True,
     corpus="scenes",
-    budget=Budget(steps=900),
+    budget=Budget(steps=400),
     seeds=3,
     deciding=("test/vqa/place/accuracy", "test/vqa/knowledge/accuracy"),
     metrics=(
@@ -218,14 +278,11 @@ claim = Claim(
         "test/vqa/knowledge/accuracy",
         "test/vqa/accuracy",
         "test/vqa/image_gain",
-        "test/vqa/colour/accuracy",
         "test/vqa/size/accuracy",
         "test/vqa/relation/accuracy",
-        "test/vqa/count/accuracy",
         "test/vqa/presence/accuracy",
     ),
-    tuning={"learning_rate": (5e-4, 1e-3)},
+    tuning={"learning_rate": (1e-3, 2e-3)},
     tuning_fraction=0.3,
-    tuned_like={"without regions": "treatment", "without knowledge": "treatment"},
     paper_results="VQA-RAD 81.6, SLAKE 87.8, PathVQA 82.8, several points over the same model without MedTrinity",
 )

@@ -6,6 +6,7 @@ words, so that images with such texts are never flipped in augmentation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -70,9 +71,10 @@ def connected_components(mask: Any, max_regions: int = 0, min_pixels: int = 1) -
     """
     from scipy.ndimage import label
 
-    labeled, count = label(mask)
-    components = [one for one in (labeled == number for number in range(1, count + 1)) if one.sum() >= min_pixels]
-    return components[: max_regions or None]
+    labeled, _ = label(mask)
+    sizes = np.bincount(labeled.ravel())[1:]  # a mask of every speck of a noisy image would take minutes
+    numbers = np.flatnonzero(sizes >= min_pixels)[: max_regions or None] + 1
+    return [labeled == number for number in numbers]
 
 
 def regions_of_mask(
@@ -91,10 +93,13 @@ def regions_of_mask(
     return [RegionOfInterest(name, box, part) for name, box, part in boxes if box is not None][: max_regions or None]
 
 
-def region_of_box(name: str, box: Sequence[int], height: int, width: int) -> RegionOfInterest | None:
-    """Return the region that fills a box, as far as it is inside the image; None where nothing of it is."""
+def region_of_box(name: str, box: Sequence[float], height: int, width: int) -> RegionOfInterest | None:
+    """Return the region that fills a box, as far as it is inside the image; None where nothing of it is.
+
+    Edges between pixels are rounded outwards.
+    """
     mask = np.zeros((height, width), bool)
-    left, top, right, bottom = box
+    left, top, right, bottom = (*map(math.floor, box[:2]), *map(math.ceil, box[2:]))
     mask[top:bottom, left:right] = True
     inside = tight_box(mask)
     return None if inside is None else RegionOfInterest(name, inside, mask)

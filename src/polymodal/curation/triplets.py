@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image as PILImage
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, PositiveUnitInterval, validate_constraints
@@ -37,13 +38,14 @@ from polymodal.errors import UnreadableExample, UserError
 from polymodal.layers.decoding import Decoding
 from polymodal.modalities import Category, Image, Mask, Modality, Questions, Regions, Text
 from polymodal.modalities.image import encoded, to_rgb
-from polymodal.modalities.question import STORED
+from polymodal.modalities.question import STORED, Question
 from polymodal.modalities.text import stored_texts
 from polymodal.training.folder_lock import writes
 from polymodal.training.run import Run
 
 WRITTEN, DISTILLED = PROVENANCES = ("B1", "B3")  # by the writer; by a captioner that learned from its descriptions
 MAX_MASKED = 255  # regions of an 8-bit mask
+SEVERAL_ANSWERS = pa.list_(pa.struct([*((name, pa.string()) for name in STORED), ("answers", pa.list_(pa.string()))]))
 CHUNK = 64  # images that are searched for, and captioned, together
 Detector = Callable[[np.ndarray, Sequence[str]], list[RegionOfInterest]]
 """From an image and the names of what is in it to the regions that are detected."""
@@ -115,6 +117,7 @@ class _Loaded:
     pixels: np.ndarray
     metadata: Metadata
     regions: list[RegionOfInterest]
+    questions: Sequence[Question] = ()
 
 
 @writes("out")
@@ -167,7 +170,8 @@ def write_triplets(
     def made() -> dict[str, Any]:
         return {"options": dataclasses.asdict(options), "counts": counts.record()}
 
-    return save_corpus(out, about, columns, rows(), made=made), counts
+    types = {"questions": SEVERAL_ANSWERS} if asks else {}
+    return save_corpus(out, about, columns, rows(), types=types, made=made), counts
 
 
 def _triplets(
@@ -208,30 +212,46 @@ def _load(corpus: Corpus, row: int, options: TripletOptions, detect: Detector) -
     """Return the image with its regions, and the hash of its pixels."""
     pixels = np.asarray(to_rgb(corpus.value(row, corpus.column_with(Image))))
     digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-    boxes = corpus.value(row, corpus.column_with(Regions)) if corpus.has_modality(Regions) else []
-    findings = tuple(dict.fromkeys(box.name for box in boxes))
-    if not findings and corpus.label is not None and (label := corpus.raw(row, corpus.label)):
-        findings = (label,) if isinstance(label, str) else tuple(label)
+    boxes, questions = _given(corpus, row, Regions), _given(corpus, row, Questions)
+    findings = tuple(dict.fromkeys(box.name for box in boxes or ()))
+    if not findings:
+        findings = _labels(corpus, row)
     metadata = Metadata(options.modality, options.structure, findings)
     regions: list[RegionOfInterest] = []
     if options.use_regions:
         limit = min(options.max_regions or MAX_MASKED, MAX_MASKED)
         regions = _regions(corpus, row, pixels, boxes, findings, detect)[:limit]
-    return _Loaded(row, pixels, metadata, regions), digest
+    return _Loaded(row, pixels, metadata, regions, questions or ()), digest
+
+
+def _given(corpus: Corpus, row: int, kind: type[Modality]) -> Any:
+    """Return the value of a modality; None for a corpus, or a row, without it."""
+    if not corpus.has_modality(kind) or corpus.raw(row, column := corpus.column_with(kind)) is None:
+        return None
+    return corpus.value(row, column)
+
+
+def _labels(corpus: Corpus, row: int) -> tuple[str, ...]:
+    """Return the class names of a row, of which it may have none."""
+    label = None if corpus.label is None else corpus.raw(row, corpus.label)
+    every = label if isinstance(label, list | tuple) else [label]
+    return tuple(str(one) for one in every if one is not None and one != "")
 
 
 def _regions(
-    corpus: Corpus, row: int, pixels: np.ndarray, boxes: Sequence[Any], findings: Sequence[str], detect: Detector
+    corpus: Corpus, row: int, pixels: np.ndarray, boxes: Sequence[Any] | None, findings: Sequence[str], detect: Detector
 ) -> list[RegionOfInterest]:
-    """Return the regions of a mask, else of boxes, else those that are detected. Raises UnreadableExample for a mask of
-    another size than the image's."""
+    """Return the regions of a mask, else of boxes, else those that are detected.
+
+    An empty mask, or an empty list of boxes, says that there is no region; a missing one says nothing. Raises
+    UnreadableExample for a mask of another size than the image's.
+    """
     height, width = pixels.shape[:2]
-    if corpus.has_modality(Mask):
-        mask = corpus.value(row, corpus.column_with(Mask))
+    if (mask := _given(corpus, row, Mask)) is not None:
         if mask.shape != (height, width):
             raise UnreadableExample(f"the mask is {mask.shape[1]} x {mask.shape[0]} px, the image {width} x {height}")
-        return regions_of_mask(mask, [box.name for box in boxes] or findings or ["region"])
-    if boxes:
+        return regions_of_mask(mask, [box.name for box in boxes or ()] or findings or ["region"])
+    if boxes is not None:
         filled = (region_of_box(box.name, box.box, height, width) for box in boxes)
         return [region for region in filled if region is not None]
     return detect(pixels, findings or ["region"])
@@ -264,13 +284,11 @@ def _stored(
     mask = np.zeros(loaded.pixels.shape[:2], np.uint8)
     for number, region in enumerate(loaded.regions, 1):
         mask[region.mask] = number
-    questions = []
-    if corpus.has_modality(Questions) and corpus.raw(loaded.row, corpus.column_with(Questions)) is not None:
-        of_row = corpus.value(loaded.row, corpus.column_with(Questions))
-        questions = [dict(zip(STORED, question, strict=False)) for question in of_row]
-    if options.label_questions and corpus.label is not None and (label := corpus.raw(loaded.row, corpus.label)):
-        names = getattr(corpus.columns[corpus.label], "names", ())
-        questions.append(option_question(names, label if isinstance(label, str) else ",".join(label)))
+    questions: list[dict[str, Any]] = [
+        question._asdict() | {"answers": question.answers or None} for question in loaded.questions
+    ]
+    if options.label_questions and corpus.label is not None and (labels := _labels(corpus, loaded.row)):
+        questions.append(option_question(getattr(corpus.columns[corpus.label], "names", ()), ",".join(labels)))
     return {
         "key": corpus.key(loaded.row),
         "image": encoded(PILImage.fromarray(loaded.pixels)),

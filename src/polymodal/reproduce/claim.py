@@ -108,7 +108,7 @@ def _start_of(claim: Claim, budget: Budget) -> Start | None:
     if claim.start is None:
         return None
     first = claim.start_budget or budget
-    return Start(claim.start, first, claim.start_makes, claim.start_scored, claim.start_weights)
+    return Start(claim.start, first, claim.start_makes, claim.start_scored, claim.start_weights, claim.start_tests)
 
 
 def claim_record(spec: str, claim: Claim, comparison: ComparisonResult) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Start:
 
     makes: the corpus that arms are trained on (`types.Claim.start_makes`); by default the comparison's own.
     scored: whether its own figures are wanted, too. weights: whether arms begin with its weights and its tokenizer, or
-    with fresh ones.
+    with fresh ones. tests: whether arms are validated and scored on what it makes, too, whose evaluation splits are the
+    same at every seed.
     """
 
     recipe: Any
@@ -58,6 +59,7 @@ class Start:
     makes: Callable[[Any, Corpus, Path, int], Corpus] | None = None
     scored: bool = False
     weights: bool = True
+    tests: bool = False
 
 
 def untrained(recipe: Any, seconds: float, steps: int, examples: int, directory: Path | None = None) -> Run:
@@ -242,7 +244,7 @@ class _Plan:
         watcher: ProgressReporter,
         folder: Path | None,
     ) -> Run:
-        """Train an arm on what the arms have in common, with the comparison's corpus for validation."""
+        """Train an arm on what the arms have in common, with the corpus that they are scored on for validation."""
         return train(
             arm.recipe,
             begin.corpus,
@@ -252,24 +254,27 @@ class _Plan:
             name=arm.label,
             weights_like=begin.weights,
             tokenizer=begin.tokenizer,
-            validate=validation(corpus),
+            validate=validation(self._tested(corpus, begin)),
             validations=self.validations,
             on_step=watcher.on_step(arm.label, seed),
             trust_code=self.trust_code,
         )
 
     def trial(self, arm: Arm, corpus: Corpus, seed: int, begin: _Beginning, watcher: ProgressReporter) -> Trial:
-        """Train on what the arms have in common, and score on the comparison's corpus."""
+        """Train on what the arms have in common, and score on the comparison's corpus, or on what the start made."""
         folder = self.folder(arm, seed)
         run = self.trained(arm, corpus, seed, begin, watcher, folder)
 
         def scored() -> list[Score]:
             watcher.scoring(arm.label, seed)
-            return evaluate(run, corpus)
+            return evaluate(run, self._tested(corpus, begin))
 
         trial = Trial(arm, seed, run, {score.name: score for score in kept_scores(folder, scored)})
         watcher.finished(arm.label, seed, trial.scores)
         return trial
+
+    def _tested(self, corpus: Corpus, begin: _Beginning) -> Corpus:
+        return begin.corpus if self.start is not None and self.start.tests else corpus
 
     def side_by_side(self, corpus: Corpus, seeds: Sequence[int], jobs: int, watcher: ProgressReporter) -> None:
         """Run the trials that are not finished, several at a time, after what all arms of their seed begin with."""

@@ -17,7 +17,10 @@ features, which are optional, and the scores of descriptions by GPT-4V and physi
 stated facts is measured against scenes that are known.
 
 The claim's scenes are composed of emoji, and its detector errs. Retrieved facts are kinds of things, for which
-questions in training ask of half of the objects alone.
+questions in training ask of half of the objects alone. All arms begin with a model that names the objects of an image,
+in place of CLIP and LLaVA-Med's alignment: its visual tokens are trained to have the embeddings of their names, then
+all of it to write labels. In a first run of 400 steps the treatment stayed at chance on all kinds of questions (places:
+12 %, chance 20 %), so that the claim is not decided within twelve minutes on two cores.
 
 Terms: metadata integration = Metadata.coarse_caption, ROI locating = regions_of_mask, expert model = ColorDetector,
 medical knowledge retrieval = KnowledgeBase, multigranular description = multigranular.Description, generation prompt =
@@ -71,7 +74,7 @@ VISION = "image_encoder.encoder.*"
 @dataclass(frozen=True)
 class Recipe(ConversationRecipe):
     batch_size: PositiveInt = 32
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     language_model: LanguageModelConfig = LanguageModelConfig()
     image: ImageEncoderConfig = ImageEncoderConfig(image_size=64, patch_size=8, stem=(16, 32))
     connector: ConnectorConfig = ConnectorConfig("mlp")
