@@ -25,7 +25,7 @@ from polymodal.reproduce.claim_text import (
     measured,
     secondary_sentence,
 )
-from polymodal.reproduce.commitment import claim_version, code_version, commit, history
+from polymodal.reproduce.commitment import _plain, claim_version, code_version, commit, history
 from polymodal.reproduce.leaderboard import comparison_verdict, difference_note, rows, terminal_table
 from polymodal.reproduce.result import Trial
 from polymodal.reproduce.tuning import grid, with_value
@@ -479,3 +479,11 @@ def test_a_fraction_of_a_budget_is_whole_and_not_nothing():
 def test_only_methods_that_are_trained_are_tuned(tmp_path):
     with pytest.raises(UserError, match="Only methods that are trained can be tuned"):
         reproduce("aloha", tmp_path, tune=True)
+
+
+def test_a_field_that_came_later_leaves_the_hashes_of_claims_without_it() -> None:
+    claim = Claim("A sentence.", clip.Recipe(), clip.Recipe(), "emoji", Budget(steps=1), 1, ("R@1",))
+    later = replace(claim, start_tests=True)
+    assert "start_tests" not in _plain(claim)
+    assert _plain(later)["start_tests"] is True
+    assert claim_version(claim) != claim_version(later)

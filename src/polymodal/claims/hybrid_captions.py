@@ -195,6 +195,7 @@ claim = Claim(
     start=_start,
     start_budget=Budget(steps=1),
     start_makes=hybrid_scenes,
+    start_tests=True,
     start_weights=False,
     corpus="scenes",
     budget=Budget(steps=150),
