@@ -40,10 +40,10 @@ def winoground_scores(inputs: TaskInputs) -> list[Score]:
 
 def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
     rows, captions = _captions(inputs.corpus, split)
-    found = sampled(np.array(minimal_pairs(captions), dtype=np.int64).reshape(-1, 2), MAX_PAIRS)
-    readable, examples = inputs.reader.read_all(rows[found.ravel()])
+    chosen = sampled(np.array(minimal_pairs(captions), dtype=np.int64).reshape(-1, 2), MAX_PAIRS)
+    readable, examples = inputs.reader.read_all(rows[chosen.ravel()])
     number_of = {row: number for number, row in enumerate(readable.tolist())}
-    kept = [pair for pair in rows[found].tolist() if {*pair} <= number_of.keys()]
+    kept = [pair for pair in rows[chosen].tolist() if {*pair} <= number_of.keys()]
     items = [tuple(number_of[row] for row in pair) for pair in kept]
     if len(items) < MIN_PAIRS:
         return []
