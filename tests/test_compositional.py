@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import polymodal as pm
-from polymodal.corpora import from_path
+from polymodal.corpora import Corpus, from_path
 from polymodal.data.compositional_foils import (
     attribute_foil,
     compositional_foils,
@@ -22,7 +23,8 @@ from polymodal.data.compositional_foils import (
     relation_foil,
 )
 from polymodal.data.loader import Reader
-from polymodal.evaluation.caption_prior import CaptionPrior, log_mean_exp, noise_images
+from polymodal.data.processor import fit_processor
+from polymodal.evaluation.caption_prior import CaptionPrior, log_mean_exp, log_priors, noise_images, prior_images
 from polymodal.evaluation.pair_scores import (
     GRID,
     MatchingScore,
@@ -30,9 +32,12 @@ from polymodal.evaluation.pair_scores import (
     ScoredPairs,
     cross_fitted,
     item_values,
+    sampled,
     strictly_greater,
 )
 from polymodal.evaluation.task import TaskInputs
+from polymodal.evaluation.tasks import compositional_foils as foils_task
+from polymodal.evaluation.tasks import winoground as winoground_task
 from polymodal.evaluation.tasks.compositional_foils import first_is_best
 from polymodal.evaluation.tasks.winoground import winoground
 from polymodal.recipes import find
@@ -194,3 +199,101 @@ def test_any_method_is_scored_on_the_files_of_a_user(
         assert 0 <= scores["foils/order/alpha"].value <= 1
         assert -1 <= scores["foils/prior/rank_correlation"].value <= 1
     assert ("foils/order/accuracy" in scores) == (name == "visualgptscore")
+
+
+class _Recorded(nn.Module):
+    """Keeps the images that it is asked about; its likelihoods depend on nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.zeros(1)), []
+
+    def log_likelihood(self, batch: Any) -> torch.Tensor:
+        self.seen.append(batch["image"])
+        return torch.zeros(len(batch["image"]))
+
+
+def test_noise_is_normalized_as_other_images_and_the_same_for_every_caption(pairs_folder: Path) -> None:
+    corpus, recipe = from_path(pairs_folder), find("visualgptscore").tiny()
+    processor, method = fit_processor(recipe, corpus), _Recorded()
+    inputs = TaskInputs(method, processor, Reader(corpus, processor))
+    prior, size = CaptionPrior(count=2), recipe.image.image_size
+    images = prior_images(inputs, prior, [np.zeros((size, size, 3), np.uint8)])
+    log_priors(inputs, ["a red square", "a blue disk"], images, prior)
+    mean, std = (np.array(values) for values in (processor.image.mean, processor.image.std))
+    assert len(method.seen) == 2
+    for seen, noise in zip(method.seen, images, strict=True):
+        assert torch.equal(seen[0], seen[1])
+        np.testing.assert_allclose(seen[0].permute(1, 2, 0).numpy(), (noise / 255 - mean) / std, atol=1e-5)
+    training = prior_images(inputs, CaptionPrior("training", count=4), [images[0]])
+    assert len(training) == 4
+    assert all(
+        (image == processor.image.load(corpus, row)).all()
+        for image, row in zip(training, (20, 25, 30, 35), strict=True)
+    )
+    unreadable = Reader(corpus, processor)
+    unreadable._kept = dict.fromkeys(range(40))
+    instead = prior_images(TaskInputs(method, processor, unreadable), CaptionPrior("training", count=2), [images[0]])
+    assert all((image == noise).all() for image, noise in zip(instead, images, strict=True))
+
+
+def test_pairs_in_consecutive_rows_are_found_in_large_splits(
+    pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winoground_task, "MAX_PAIRS", 9)  # of ten
+    corpus, recipe = from_path(pairs_folder), find("clip").tiny()
+    processor = fit_processor(recipe, corpus)
+    inputs = TaskInputs(recipe.build(processor), processor, Reader(corpus, processor))
+    scores = {score.name: score for score in winoground_task.winoground_scores(inputs)}
+    assert len(scores["test/winoground/itc/text"].clusters) == 9
+    rows = np.arange(1000)
+    drawn = sampled(rows, 500)
+    assert (len(drawn), len({*drawn.tolist()}), (np.diff(drawn) > 0).all()) == (500, 500, True)
+    assert 200 < (drawn % 2).sum() < 300
+    assert sampled(rows, 1000) is rows
+    assert winoground_task.winoground_scores(replace(inputs, reader=Reader(_without_pairs(corpus), processor))) == []
+    damaged = Reader(corpus, processor)
+    damaged._kept = {4: None}
+    scores = {score.name: score for score in winoground_task.winoground_scores(replace(inputs, reader=damaged))}
+    assert len(scores["test/winoground/itc/text"].clusters) in (8, 9)
+
+
+def _without_pairs(corpus: Corpus) -> Corpus:
+    """One row of every pair."""
+    return corpus.with_splits({"test": corpus.rows("test")[::2], "train": corpus.rows("train")})
+
+
+def test_kinds_are_scored_as_if_each_were_alone() -> None:
+    described = [
+        ("a", {"order": ["b", "c"], "relation": ["d"]}),
+        ("e", {"attribute": ["f"]}),
+        ("g", {"order": ["h"], "attribute": ["i"], "relation": ["j"]}),
+    ]
+    kinds = ["order", "attribute", "relation"]
+    texts = [
+        text
+        for caption, foils in described
+        for text in [caption, *(foil for kind in kinds for foil in foils.get(kind, []))]
+    ]
+    found = {kind: foils_task._places(described, kinds, kind) for kind in kinds}
+    assert {
+        kind: ("".join(texts[place] for place in places), counts.tolist()) for kind, (places, counts) in found.items()
+    } == {
+        "order": ("abcgh", [3, 2]),
+        "attribute": ("efgi", [2, 2]),
+        "relation": ("adgj", [2, 2]),
+    }
+
+
+def test_the_rank_correlation_has_an_interval_that_fits_it() -> None:
+    rng = np.random.default_rng(0)
+    values, unit = rng.normal(size=80), np.repeat(np.arange(16), 5)
+    same = foils_task.rank_correlation("x", values, np.exp(values), unit)
+    assert tuple(same.estimate()) == pytest.approx((1, 1, 1))
+    near = foils_task.rank_correlation("x", values, values + 0.1 * rng.normal(size=80), unit)
+    assert near.value > 0.98
+    assert 0.95 < near.estimate().low < near.value < near.estimate().high < 1.005
+    assert len(near.clusters) == 16
+    apart = foils_task.rank_correlation("x", values, rng.normal(size=80), unit).estimate()
+    assert apart.low < 0 < apart.high
+    assert foils_task.rank_correlation("x", values, np.ones(80), unit).value == 0

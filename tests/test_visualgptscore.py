@@ -10,6 +10,8 @@ import transformers
 from torch.nn import functional as F
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+import polymodal as pm
+from polymodal.claims import visualgptscore as claims
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UserError
@@ -137,6 +139,22 @@ def test_captions_are_written_token_by_token(model: visualgptscore.VisualGPTScor
     assert max(map(len, both)) <= TINY.text.context_length
     token = model.next_token_logits(Tokens(torch.zeros(1, 1).long(), torch.tensor([1])), model.visual_tokens(image[:1]))
     assert (both[0] or [model.end])[0] == int(token[0, -1].argmax())
+
+
+def test_arms_of_the_claims_score_the_model_that_they_begin_with(corpus: Corpus) -> None:
+    """With a learning rate of 0 a step changes nothing, so that arms differ in their score alone."""
+    first = pm.train(TINY, corpus, pm.Budget(steps=2), progress=False)
+    for claim in (claims.claim, claims.debiasing):
+        for arm in (claim.baseline, claim.treatment):
+            assert dataclasses.replace(arm, score=claim.start.score, optimizer=claim.start.optimizer) == claim.start
+        optimizer = claim.treatment.optimizer
+        recipe = dataclasses.replace(TINY, optimizer=optimizer, score=claim.treatment.score)
+        tokenizer = first.processor.tokenizer
+        arm = pm.train(recipe, corpus, claim.budget, weights_like=first.model, tokenizer=tokenizer, progress=False)
+        state = arm.model.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in first.model.state_dict().items())
+        assert arm.model.matching_score == claim.treatment.score
+    assert claims.claim.treatment.score.alpha == claims.debiasing.baseline.score.alpha == 0
 
 
 def test_settings() -> None:

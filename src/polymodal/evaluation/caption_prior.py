@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import logsumexp
-from scipy.stats import rankdata
 
 from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.conversation import DESCRIBE
@@ -64,11 +63,17 @@ def prior_images(inputs: TaskInputs, prior: CaptionPrior, candidates: Sequence[A
     if prior.images == "candidates":
         places = np.linspace(0, len(candidates) - 1, min(prior.count, len(candidates))).round().astype(int)
         return [candidates[place] for place in places]
-    corpus = inputs.reader.corpus
-    if prior.images == "training" and len(corpus.splits.get("train", ())):
-        rows = corpus.sample("train", prior.count)
-        return [example["image"] for example in inputs.reader.read_all(rows)[1]][: prior.count]
+    if prior.images == "training" and (images := _training_images(inputs, prior.count)):
+        return images
     return noise_images(np.asarray(candidates[0]).shape, prior)
+
+
+def _training_images(inputs: TaskInputs, count: int) -> list[Any]:
+    """Readable images of the training split, evenly spaced; none without such a split."""
+    corpus = inputs.reader.corpus
+    if not len(corpus.splits.get("train", ())):
+        return []
+    return [example["image"] for example in inputs.reader.read_all(corpus.sample("train", count))[1]]
 
 
 def noise_images(shape: tuple[int, ...], prior: CaptionPrior) -> list[np.ndarray]:
@@ -89,20 +94,15 @@ def log_priors(
     return log_mean_exp(each)
 
 
-def prior_agreement(inputs: TaskInputs, texts: Sequence[str], candidates: Sequence[Any]) -> np.ndarray | None:
-    """Products of standardized ranks of log P(t) by noise and by training images: their mean is Spearman's rho.
-
-    None without training images, or with texts that all have one P(t).
-    """
-    if not len(inputs.reader.corpus.splits.get("train", ())):
+def two_priors(
+    inputs: TaskInputs, texts: Sequence[str], candidates: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """log P(t) of each text by noise and by training images; None without training images."""
+    if not (images := _training_images(inputs, TRAINING_IMAGES)):
         return None
-    ranked = []
-    for prior in (CaptionPrior(), CaptionPrior("training", TRAINING_IMAGES)):
-        values = log_priors(inputs, texts, prior_images(inputs, prior, candidates), prior)
-        ranks = rankdata(values) - (len(texts) + 1) / 2
-        ranked.append(ranks / max(ranks.std(), 1e-12))
-    product = ranked[0] * ranked[1]
-    return product if product.any() else None
+    noise, training = CaptionPrior(), CaptionPrior("training", TRAINING_IMAGES)
+    by_noise = log_priors(inputs, texts, prior_images(inputs, noise, candidates), noise)
+    return by_noise, log_priors(inputs, texts, images, training)
 
 
 def log_mean_exp(values: Float[np.ndarray, "samples texts"]) -> Float[np.ndarray, " texts"]:

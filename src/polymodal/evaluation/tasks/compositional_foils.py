@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from polymodal.data.compositional_foils import KINDS, compositional_foils
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
-from polymodal.evaluation.caption_prior import prior_agreement
+from polymodal.evaluation.caption_prior import two_priors
 from polymodal.evaluation.pair_scores import (
     PairScorer,
     ScoredPairs,
     item_values,
     main_captions,
     matching_protocol,
+    sampled,
     strictly_greater,
 )
 from polymodal.evaluation.panels import (
@@ -32,10 +32,11 @@ from polymodal.evaluation.panels import (
 )
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
+from polymodal.evaluation.tasks.score_prediction import srcc
 from polymodal.modalities import Image, Regions, Text
 from polymodal.types import Example
 
-MAX_EXAMPLES = 200  # of a split
+MAX_EXAMPLES = 200  # of a split, so that methods that read every pair take no more than about 8,000 readings
 MIN_ITEMS = 8  # of a kind that is scored
 MAX_COMPARED = 16  # captions whose prior is estimated in two ways
 
@@ -67,36 +68,58 @@ def foil_scores(inputs: TaskInputs) -> list[Score]:
 
 
 def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
-    rows, examples = inputs.reader.read_split(split, MAX_EXAMPLES)
+    rows, examples = inputs.reader.read_all(sampled(inputs.corpus.rows(split), MAX_EXAMPLES))
     described = foils_of(inputs, rows, examples)
-    scores: list[Score] = []
-    for kind in KINDS:
-        items = [
-            (example["image"], [caption, *foils[kind]])
-            for example, (caption, foils) in zip(examples, described, strict=True)
-            if kind in foils
-        ]
-        if len(items) >= MIN_ITEMS:
-            scores += _kind_scores(inputs, f"{split}/foils/{kind}", items)
-    if scores and isinstance(inputs.method, HasLikelihood):
-        some = [text for caption, foils in described[:MAX_COMPARED] for text in (caption, *foils.get("order", ()))]
-        agreement = prior_agreement(inputs, some, [example["image"] for example in examples[:1]])
-        if agreement is not None:
-            scores.append(Score(f"{split}/foils/prior/rank_correlation", agreement, 0.0))
+    kinds = [kind for kind in KINDS if sum(kind in foils for _, foils in described) >= MIN_ITEMS]
+    if not kinds:
+        return []
+    # The caption of an image is scored once, for all kinds.
+    used = [number for number, (_, foils) in enumerate(described) if {*kinds} & foils.keys()]
+    images, described = [examples[number]["image"] for number in used], [described[number] for number in used]
+    texts = [[caption, *(text for kind in kinds for text in foils.get(kind, ()))] for caption, foils in described]
+    scorer = PairScorer(inputs, ScoredPairs.of(images, texts))
+    scores = []
+    for kind in kinds:
+        scores += _kind_scores(scorer, f"{split}/foils/{kind}", *_places(described, kinds, kind))
+    if isinstance(inputs.method, HasLikelihood):
+        compared = [[caption, *foils.get("order", ())] for caption, foils in described[:MAX_COMPARED]]
+        priors = two_priors(inputs, [text for some in compared for text in some], images)
+        if priors is not None:
+            unit = np.repeat(np.arange(len(compared)), [len(some) for some in compared])
+            scores.append(rank_correlation(f"{split}/foils/prior/rank_correlation", *priors, unit))
     return scores
 
 
-def _kind_scores(inputs: TaskInputs, place: str, items: Sequence[tuple[Any, list[str]]]) -> list[Score]:
-    """Of each image with its caption and its foils."""
-    pairs = ScoredPairs.of([image for image, _ in items], [texts for _, texts in items])
-    counts = np.array([len(texts) for _, texts in items])
+def _places(
+    described: Sequence[tuple[str, dict[str, list[str]]]], kinds: Sequence[str], wanted: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the pairs of a kind, of each image the caption and then its foils; and how many each image has."""
+    places, counts, start = [], [], 0
+    for _, foils in described:
+        sizes = {kind: len(foils.get(kind, ())) for kind in kinds}
+        first = start + 1 + sum(sizes[kind] for kind in kinds[: kinds.index(wanted)])
+        if sizes[wanted]:
+            places += [start, *range(first, first + sizes[wanted])]
+            counts.append(1 + sizes[wanted])
+        start += 1 + sum(sizes.values())
+    return np.array(places), np.array(counts)
+
+
+def rank_correlation(name: str, values: np.ndarray, others: np.ndarray, unit: np.ndarray) -> Score:
+    """Spearman's correlation, 0 where either is constant; its interval is by leaving out units. unit: of each value."""
+    left_out = np.array([srcc(values[unit != one], others[unit != one]) for one in np.unique(unit)])
+    return Score.from_jackknife(name, srcc(values, others), left_out, 0.0)
+
+
+def _kind_scores(scorer: PairScorer, name: str, places: np.ndarray, counts: np.ndarray) -> list[Score]:
+    """Of each image with its caption and its foils. places, counts: see `_places`."""
     chance = float(np.mean(1 / counts))
-    values = item_values(PairScorer(inputs, pairs), lambda scores: first_is_best(scores, counts))
+    values = item_values(scorer, lambda scores: first_is_best(scores[places], counts))
     return [
-        Score(f"{place}/alpha", one)
-        if name == "alpha"
-        else Score(f"{place}/{name}/accuracy" if name else f"{place}/accuracy", one, chance)
-        for name, one in values.items()
+        Score(f"{name}/alpha", one)
+        if kind == "alpha"
+        else Score(f"{name}/{kind}/accuracy" if kind else f"{name}/accuracy", one, chance)
+        for kind, one in values.items()
     ]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 
+from polymodal.corpora.corpus import Corpus
 from polymodal.data.compositional_foils import minimal_pairs
+from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
 from polymodal.evaluation.pair_scores import (
     PairScorer,
@@ -14,13 +17,14 @@ from polymodal.evaluation.pair_scores import (
     item_values,
     main_captions,
     matching_protocol,
+    sampled,
     strictly_greater,
 )
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Text
 
-MAX_EXAMPLES = 1000  # of a split, among which pairs are looked for
+MAX_PAIRS = 400  # of a split, as many as Winoground has
 MIN_PAIRS = 8  # of a split that is scored
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # of scores at random
 
@@ -35,11 +39,15 @@ def winoground_scores(inputs: TaskInputs) -> list[Score]:
 
 
 def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
-    _, examples = inputs.reader.read_split(split, MAX_EXAMPLES)
-    captions = main_captions(inputs, examples)
-    items = minimal_pairs(captions)
+    rows, captions = _captions(inputs.corpus, split)
+    chosen = sampled(np.array(minimal_pairs(captions), dtype=np.int64).reshape(-1, 2), MAX_PAIRS)
+    readable, examples = inputs.reader.read_all(rows[chosen.ravel()])
+    number_of = {row: number for number, row in enumerate(readable.tolist())}
+    kept = [pair for pair in rows[chosen].tolist() if {*pair} <= number_of.keys()]
+    items = [tuple(number_of[row] for row in pair) for pair in kept]
     if len(items) < MIN_PAIRS:
         return []
+    captions = main_captions(inputs, examples)
     # For each item: image 0 with captions 0 and 1, image 1 with captions 0 and 1.
     images = [examples[row]["image"] for pair in items for row in pair]
     pairs = ScoredPairs.of(images, [[captions[row] for row in pair] for pair in items for _ in pair])
@@ -52,6 +60,18 @@ def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
             elif metric == "text":
                 scores.append(Score(place, values))
     return scores
+
+
+def _captions(corpus: Corpus, split: str) -> tuple[np.ndarray, list[str]]:
+    """All rows of a split that have a caption, and their first ones, read without the images."""
+    column = corpus.column_with(Text)
+    modality = corpus.columns[column]
+    assert isinstance(modality, Text)
+    captions = {}
+    for row in corpus.rows(split).tolist():
+        with suppress(UnreadableExample):
+            captions[row] = modality.in_main_language(corpus.value(row, column))[0].text
+    return np.array(list(captions), dtype=np.int64), list(captions.values())
 
 
 def _metric(metric: str, scores: np.ndarray) -> np.ndarray:

@@ -15,10 +15,12 @@ losses.itm, LM = losses.lm.
 
 Differs from the paper in: the official repository has no code, so that the formula is checked against plain loops and
 the text transformer against BLIP's in transformers; scores are divided by the number of tokens, with the end token;
-alpha is tuned on halves of the items in steps of 0.05; blind baselines are P(t) of the model itself, not BART, Flan-T5,
+alpha is tuned on halves of the items in steps of 0.05; captions are chosen among foils, not retrieved from all captions
+by likelihood; blind baselines are P(t) of the model itself, not BART, Flan-T5,
 Vera or Grammar; of ImageNet and of the published benchmarks there are generators of foils in place of data. Of BLIP,
-momentum encoder, queue, soft labels, RandAugment and the filtering of captions (CapFilt) are left out, and the ViT
-starts from random weights unless --vision names others.
+momentum encoder, queue, soft labels, RandAugment and the filtering of captions (CapFilt) are left out, the decoder
+shares the layer norm after self-attention with the encoder, and the ViT starts from random weights unless --vision
+names others.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ paper = Paper(
     year=2023,
     arxiv="2306.01879",
     modalities=("image", "text"),
-    # BLIP ViT-L for retrieval, without its decoder (Li et al. 2023, BLIP-2, table 5).
-    parameters={"* !lm_head.* !text_encoder.causal_attention.*": 446e6},
+    # BLIP with ViT-L for retrieval, without its decoder: BlipForImageTextRetrieval of transformers with these sizes.
+    parameters={"* !lm_head.* !text_encoder.causal_attention.*": 445.7e6},
 )
 
 
@@ -132,12 +134,14 @@ class Recipe(TrainingRecipe):
         return cls(
             image=ImageEncoderConfig(224, 16, 1024, 24, 16, pool_type="cls"),
             text=MultimodalTextEncoderConfig(
-                width=768, depth=12, num_heads=12, vocab_size=30_522, context_length=35, causal_attention=True
+                width=768, depth=12, num_heads=12, vocab_size=30_522, context_length=30, causal_attention=True
             ),
             embed_dim=256,
             batch_size=2400,
             label_smoothing=0.1,
-            # Of 129 million pairs; the learning rate falls by 0.9 an epoch to 1e-6, here linearly.
-            optimizer=OptimizerConfig(2e-4, 0.05, (0.9, 0.999), 1e-8, "linear", warmup_ratio=3000 / 1_075_000),
+            # Of 129 million pairs; the learning rate falls to 0.9 of itself after each epoch, here linearly to 0.9^19.
+            optimizer=OptimizerConfig(
+                2e-4, 0.05, (0.9, 0.999), 1e-8, "linear", min_lr_ratio=0.135, warmup_ratio=3000 / 1_075_000
+            ),
             augmentation=ImageAugmentation(scale=(0.2, 1.0), hflip_prob=0.5),
         )
