@@ -39,7 +39,7 @@ claim = Claim(
     treatment=dataclasses.replace(_eve, finetune_fraction=0.175),
     further={"without pre-training": dataclasses.replace(_eve, finetune_fraction=1.0)},
     corpus="scenes",
-    budget=Budget(seconds=50),
+    budget=Budget(seconds=45),
     seeds=3,
     metrics=FINETUNED,
     budget_fractions={"without pre-training": 0.4},
@@ -77,7 +77,7 @@ routing = Claim(
     "experts that are more specialized by modality.",
     **_routing_arms(0.0),
     budget=Budget(steps=400),
-    seeds=5,
+    seeds=3,  # of four arms, whose evaluation takes longer than their training
     metrics=MASKED,
     deciding=("test/masked/mlm_nll", "test/experts/modality_information"),
     tuning_fraction=0.3,
