@@ -13,10 +13,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
+from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.momentum_encoder import FeatureQueue, MomentumEncoder
 from polymodal.layers.projection_head import SyncBatchNorm1d
+from polymodal.modalities.text import Tokens
+from polymodal.models.multiway_pairs import MultiwayPairs
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.multi_positive import mil_nce, multi_positive_info_nce, soft_target_contrastive, supcon_loss
@@ -28,7 +31,7 @@ from polymodal.training.parallel import World
 
 def _run(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    parts = (normed, masked, matched, contrasted, queued, sharded, harmonized)
+    parts = (normed, masked, matched, contrasted, paired, queued, sharded, harmonized)
     torch.save({part.__name__: part(rank) for part in parts}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
     os._exit(0)  # threads of gloo now and then abort while Python shuts down
@@ -166,6 +169,26 @@ def test_contrastive_losses_and_gradients_are_those_of_the_whole_batch(results, 
     for index in (1, 2):  # each process means over its own rows, and the trainer means over processes
         torch.testing.assert_close(torch.cat([one[index], other[index]]) / 2, expected[index])
     torch.testing.assert_close((one[3] + other[3]) / 2, expected[3])
+
+
+def paired(rank, rows=None):
+    """ITC, ITM and the balance of experts, of texts that differ in length between processes."""
+    torch.manual_seed(0)
+    model = MultiwayPairs(MultiwayMoEConfig(16, 8, 20, 6, 8, 2, 2, num_experts=4), 20, 6).eval()
+    image, uniform, rows = torch.randn(8, 3, 16, 16), torch.rand(8, 2), own(rank) if rows is None else rows
+    ids, lengths = torch.randint(1, 20, (8, 6)), torch.tensor([3, 4, 4, 3, 6, 5, 6, 4])[rows]
+    text = Tokens(ids[rows, : int(lengths.max())], lengths)
+    batch = {"image": image[rows], "text": text, "group": LABELS[rows].double(), "uniform": uniform[rows]}
+    losses, balances = model.pair_losses(batch)
+    (sum(losses.values()) + torch.stack(balances).mean()).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [torch.stack([*losses.values(), *balances]).detach(), *gradients]
+
+
+def test_itc_itm_and_the_balance_of_experts_are_those_of_the_whole_batch(results):
+    one, other = (result["paired"] for result in results)
+    for a, b, whole in zip(one, other, paired(0, slice(0, 8)), strict=True):
+        torch.testing.assert_close((a + b) / 2, whole, atol=1e-5, rtol=1e-4)
 
 
 def queued(rank, rows=None):

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
+from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.data.instructions import choice
 from polymodal.data.processor import Processor
 from polymodal.errors import MissingModality
@@ -28,7 +29,8 @@ class VideoTextBatch(TypedDict):
 
 
 class QuestionBatch(TypedDict, total=False):
-    """answer: class of the answer to the question; both where the corpus has questions."""
+    """answer: class of the answer to the question; both where the corpus has questions. `UNKNOWN_ANSWER`: none that
+    is known."""
 
     question: Tokens
     answer: Int[Tensor, " batch"]
@@ -80,10 +82,14 @@ def sample_texts(
 
 
 def sample_questions(examples: Sequence[Example], processor: Processor, example_rng: ExampleRNG) -> QuestionBatch:
-    """Return one of each example's questions, and the class of its answer; nothing where no answers are known."""
+    """Return one of each example's questions, and the class of its answer; nothing where no answers are known.
+
+    An example without questions has an empty one, whose answer is `UNKNOWN_ANSWER`.
+    """
     if not processor.answers:
         return {}
     pairs = zip(examples, example_rng.generators, strict=True)
-    questions = [choice(example["questions"], rng) for example, rng in pairs]
-    answer = processor.questions([one.answer for one in questions])
-    return {"question": processor.text([one.question for one in questions]), "answer": answer}
+    questions = [choice(example["questions"], rng) if example.get("questions") else None for example, rng in pairs]
+    answer = processor.questions(["" if one is None else one.answer for one in questions])
+    answer[[one is None for one in questions]] = UNKNOWN_ANSWER
+    return {"question": processor.text(["" if one is None else one.question for one in questions]), "answer": answer}
