@@ -1,5 +1,5 @@
 """The claims of `eve`, for `polymodal reproduce eve`: masked prediction alone, and a router that reads the modality
-(`--claim routing`; after fine-tuning, `--claim routing_finetuned`)."""
+(`--claim routing`)."""
 
 from __future__ import annotations
 
@@ -81,13 +81,4 @@ routing = Claim(
     metrics=MASKED,
     deciding=("test/masked/mlm_nll", "test/experts/modality_information"),
     tuning_fraction=0.3,
-)
-routing_finetuned = Claim(
-    sentence="A router that reads the modality of a token gives better retrieval after fine-tuning.",
-    **_routing_arms(0.25),
-    budget=Budget(steps=350),
-    seeds=3,
-    metrics=FINETUNED,
-    tuning_fraction=0.3,
-    paper_results="modality-aware routing is ahead of routing without it, and of MLPs by modality, by 0.3 to 1 points",
 )
