@@ -51,31 +51,21 @@ claim = Claim(
 )
 
 
-def _with_top(finetune_fraction: float, **changes: Any) -> Recipe:
-    """The recipe with other MLPs in the last two blocks, in which all arms make as many operations a token."""
+def _with_top(**changes: Any) -> Recipe:
+    """The pre-training with other MLPs in the last two blocks, in which all arms make as many operations a token."""
     encoder = dataclasses.replace(_eve.encoder, top_depth=2, **changes)
-    return dataclasses.replace(_eve, encoder=encoder, finetune_fraction=finetune_fraction)
-
-
-def _routing_arms(finetune_fraction: float) -> dict[str, Any]:
-    """Mixtures whose router reads the modality or does not, and what has no router."""
-    return {
-        "baseline": _with_top(finetune_fraction, modality_embedding=False),
-        "treatment": _with_top(finetune_fraction),
-        "further": {
-            "MLPs by modality": _with_top(finetune_fraction, top_ffn="modality"),
-            "one MLP": _with_top(finetune_fraction, top_ffn="dense"),
-        },
-        "corpus": "scenes",
-        "tuning": TUNING,
-        "tuned_like": {"MLPs by modality": "treatment", "one MLP": "treatment"},
-    }
+    return dataclasses.replace(_eve, encoder=encoder, finetune_fraction=0.0)
 
 
 routing = Claim(
     sentence="A router that reads the modality of a token makes mixtures of experts predict masked tokens better, with "
     "experts that are more specialized by modality.",
-    **_routing_arms(0.0),
+    baseline=_with_top(modality_embedding=False),
+    treatment=_with_top(),
+    further={"MLPs by modality": _with_top(top_ffn="modality"), "one MLP": _with_top(top_ffn="dense")},
+    corpus="scenes",
+    tuning=TUNING,
+    tuned_like={"MLPs by modality": "treatment", "one MLP": "treatment"},
     budget=Budget(steps=400),
     seeds=3,  # of four arms, whose evaluation takes longer than their training
     metrics=MASKED,
