@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from polymodal.corpora.corpus import Corpus
+from polymodal.data.processor import fit_processor
+from polymodal.evaluation import validation
 from polymodal.modalities.text import Tokens
 from polymodal.models.late_fusion import FusionModule
 from polymodal.recipes.dual_encoders import fuselip
@@ -89,3 +92,9 @@ def test_the_fusion_module_is_that_of_the_released_code() -> None:
         theirs = theirs if name.startswith("transformer") else f"attention_pooler.{theirs}"
         parameter.data.copy_(GOLDEN[f"module_weight/{theirs}"])
     torch.testing.assert_close(module(GOLDEN["module/image"], GOLDEN["module/text"]), GOLDEN["module/out"], **CLOSE)
+
+
+def test_validation_is_by_composed_queries(corpus: Corpus) -> None:
+    recipe = dataclasses.replace(fuselip.Recipe.tiny(), batch_size=4)
+    processor = fit_processor(recipe, corpus)
+    assert "validation/tgit/R@1" in validation(corpus)(recipe.build(processor).eval(), processor)

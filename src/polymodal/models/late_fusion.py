@@ -38,6 +38,8 @@ class PairBatch(SidesBatch):
 class PairEncoder(nn.Module):
     """Embeds an image, a text, or both, and compares left and right sides of pairs by the sigmoid loss."""
 
+    validation_task = "composed_retrieval"
+
     def __init__(self, marks: tuple[int, int], logit_scale_init: float, logit_bias_init: float):
         """marks: start and end token, which are an empty text."""
         super().__init__()

@@ -27,6 +27,7 @@ from polymodal.training.run import answers, embed
 from polymodal.types import Batch
 
 MAX_IMAGES = 100  # of a split, each with up to 43 queries
+MAX_VALIDATION_IMAGES = 40
 MAX_QUESTIONS = 400  # images of a split with their questions
 
 
@@ -90,12 +91,14 @@ def recall(name: str, groups: Iterable[np.ndarray]) -> list[Score]:
     return [Score(f"{name}/R@1", values[:, 0], float(values[:, 1].mean()))] if len(values) else []
 
 
-def transformation_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
+def transformation_scores(
+    method: nn.Module, processor: Processor, reader: Reader, split: str, max_images: int = MAX_IMAGES
+) -> list[Score]:
     """Text-guided image transformation retrieval (TGIT): R@1 by family, and over the families of each image.
 
     An operation that leaves an image as it is, such as grayscale of a gray one, is left out for this image.
     """
-    rows, examples = reader.read_split(split, MAX_IMAGES)
+    rows, examples = reader.read_split(split, max_images)
     images = list(zip(rows.tolist(), [example["image"] for example in examples], strict=True))
     scores, of_image = [], defaultdict[int, list[np.ndarray]](list)
     for family in FAMILIES:
@@ -162,6 +165,12 @@ def scores(inputs: TaskInputs) -> list[Score]:
     return [score for kind in kinds for score in inputs.over_test_splits(kind)]
 
 
+def validate(inputs: TaskInputs) -> list[Score]:
+    """Text-guided image transformation retrieval of a few images."""
+    method, processor, reader = inputs.method, inputs.processor, inputs.reader
+    return transformation_scores(method, processor, reader, "validation", MAX_VALIDATION_IMAGES)
+
+
 def plot(inputs: TaskInputs) -> Panels:
     """Images with an instruction, and the results of operations of the same family, the most similar first."""
     rows, examples = inputs.test_examples(EXAMPLES)
@@ -184,6 +193,7 @@ task = Task(
     requires=((Image,),),
     order=86,
     score=scores,
+    validate=validate,
     plot=plot,
     metrics=METRICS | {"accuracy": MetricKind()},
     headline=("tgit/R@1", "oi_pos/R@1", "vg_crop/R@1", "vqa_retrieval/accuracy"),
