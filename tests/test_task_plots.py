@@ -42,8 +42,9 @@ def inputs_of(corpus: Corpus) -> Iterator[Inputs]:
         recipe: Any = recipes.find(name).tiny()
         if hasattr(recipe, "use_pem"):
             recipe = dataclasses.replace(recipe, use_pem=True)
-        processor = fit_processor(recipe, corpus)
-        return TaskInputs(recipe.build(processor).eval(), processor, Reader(corpus, processor), recipe)
+        data = synthetic.corpus_for(name, corpus)
+        processor = fit_processor(recipe, data)
+        return TaskInputs(recipe.build(processor).eval(), processor, Reader(data, processor), recipe)
 
     with pytest.MonkeyPatch.context() as now:
         now.setattr(EntityRegionsColumn, "fit", fitted)  # those of a corpus need WordNet, a download

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from polymodal.curation.concepts import CollectedImage, Concept, without_copies
 from polymodal.curation.perceptual_hash import both_hashes
 from polymodal.evaluation.cultural_gap import GENERAL
 from polymodal.modalities import Category, Image, Modality, Text
-from polymodal.modalities.image import encoded
+from polymodal.modalities.image import encoded, open_image
 from polymodal.modalities.image_modes import to_rgb
 from polymodal.modalities.text import stored_texts
 from polymodal.recipes.dual_encoders.egmm_corpus import Recipe
@@ -58,9 +57,7 @@ class RawPair:
 
 
 def mirrored(image: PILImage.Image) -> bytes:
-    buffer = io.BytesIO()
-    ImageOps.mirror(image).save(buffer, "JPEG", quality=60)
-    return encoded(PILImage.open(buffer))
+    return encoded(open_image(encoded(ImageOps.mirror(image), "JPEG", quality=60)))
 
 
 def raw_pairs(corpus: Corpus, rng: np.random.Generator) -> list[RawPair]:

@@ -7,11 +7,11 @@ Daft (`pipeline.map_pages`); what follows needs all rows at once, and is in the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-import io
 import itertools
-import pickle
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +38,9 @@ from polymodal.curation.page_images import PageImage, ParsedPage, parse_page
 from polymodal.curation.page_sources import PageImages
 from polymodal.curation.pipeline import QUERY, Executor, map_pages
 from polymodal.curation.quality import language_score, words_of
-from polymodal.errors import UserError
+from polymodal.errors import UnreadableExample, UserError
 from polymodal.modalities import Image, Text
-from polymodal.modalities.image import IMAGE_SUFFIXES
+from polymodal.modalities.image import IMAGE_SUFFIXES, open_header
 from polymodal.modalities.text import UNKNOWN_LANGUAGE
 
 PageRow = dict[str, Any]  # the columns of WIT
@@ -177,9 +177,9 @@ def _parsed(
         return
     remaining = iter(pages)
     while batch := list(itertools.islice(remaining, QUERY)):
-        for table in map_pages(batch, _pickled, {"content": pa.binary()}, ("key", "language"), runner):
+        for table in map_pages(batch, _as_json, {"content": pa.string()}, ("key", "language"), runner):
             for row in table.to_pylist():
-                yield row["key"], row["language"], pickle.loads(row["content"])
+                yield row["key"], row["language"], _of_json(row["content"])
 
 
 def _content(page: Mapping[str, str]) -> ParsedPage | MediaPage:
@@ -187,8 +187,17 @@ def _content(page: Mapping[str, str]) -> ParsedPage | MediaPage:
     return media_page(page["html"]) if is_media else parse_page(page["html"], page.get("base", ""))
 
 
-def _pickled(page: Mapping[str, str]) -> dict[str, bytes]:
-    return {"content": pickle.dumps(_content(page))}
+def _as_json(page: Mapping[str, str]) -> dict[str, str]:
+    return {"content": json.dumps(dataclasses.asdict(_content(page)))}
+
+
+def _of_json(text: str) -> ParsedPage | MediaPage:
+    """Return the content whose fields `_as_json` wrote, where pages were parsed in other processes."""
+    stored = json.loads(text)
+    if "texts" in stored:
+        return MediaPage(**stored)
+    of_image = [[tuple(one) if isinstance(one, list) else one for one in image] for image in stored["images"]]
+    return ParsedPage(**{**stored, "images": [PageImage._make(values) for values in of_image]})
 
 
 def page_row(key: str, page: ParsedPage, place: int, language: str = "") -> PageRow:
@@ -306,7 +315,7 @@ class LoadedImages:
         content = hashlib.sha256(data).digest()
         if content not in self._known:
             self._known[content] = None
-            with suppress(OSError), PILImage.open(io.BytesIO(data)) as opened:
+            with suppress(UnreadableExample), open_header(data) as opened:
                 is_drawing = address.lower().endswith(".svg")
                 kind = "image/svg+xml" if is_drawing else PILImage.MIME.get(opened.format or "", "image/unknown")
                 name = f"{page}/{address}" if address in self.data else address

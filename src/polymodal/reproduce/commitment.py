@@ -37,8 +37,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Budget):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        said = [field for field in dataclasses.fields(value) if not field.metadata or getattr(value, field.name)]
-        fields = {field.name: _plain(getattr(value, field.name)) for field in said}
+        written = [field for field in dataclasses.fields(value) if not field.metadata or getattr(value, field.name)]
+        fields = {field.name: _plain(getattr(value, field.name)) for field in written}
         return {"class": class_name(type(value))} | fields
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
