@@ -267,12 +267,10 @@ def test_a_sound_finds_what_the_index_finds_by_it(browser, tmp_path):
     assert len(captions) == 12
 
 
-def test_a_free_port_is_chosen_where_the_default_is_in_use(monkeypatch):
+def test_a_free_port_is_chosen_where_the_default_is_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(using, "DEFAULT_PORT", port)
-        with using.listener_at("127.0.0.1", port) as chosen:
+        with using.listener_at("127.0.0.1", port, default=port) as chosen:
             assert chosen.getsockname()[1] != port
-        monkeypatch.setattr(using, "DEFAULT_PORT", port + 1)
         with pytest.raises(UserError, match="choose another --port"):
-            using.listener_at("127.0.0.1", port)
+            using.listener_at("127.0.0.1", port, default=port + 1)
