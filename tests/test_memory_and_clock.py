@@ -126,6 +126,17 @@ def trained(corpus, out, **named):
     return train(recipe, corpus, Budget(steps=4), out=out, runtime=runtime, **named)
 
 
+def test_what_a_process_leaves_that_is_killed_after_its_run_has_finished_is_removed(corpus, tmp_path):
+    trained(corpus, tmp_path / "run")
+    left = [tmp_path / ".run.lock", tmp_path / "run" / "checkpoint-4" / "state.json"]
+    left[1].parent.mkdir()
+    for path in left:
+        path.write_text("{}")
+    trained(corpus, tmp_path / "run")
+    assert not left[0].exists()
+    assert checkpoints(tmp_path / "run") == []
+
+
 @pytest.mark.slow
 def test_training_with_little_memory(few_emoji, tmp_path):
     limit = 4_000_000_000

@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from polymodal.data.loader import killed_workers
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError, write_errors
 from polymodal.modalities.text import Tokenizer
-from polymodal.training.best import BestWeights, best_weights
+from polymodal.training.best import BestWeights, best_weights, remove_best
+from polymodal.training.checkpoint import remove_checkpoints
 from polymodal.training.checkpoint_reading import checkpoints
 from polymodal.training.configuration import holds_finished, new_record
 from polymodal.training.data_fingerprint import data_fingerprint
@@ -105,7 +106,7 @@ def train(
         finished = directory if directory is not None and holds_finished(directory, record) else None
         world.all_reduce_max(0)  # no process writes before all have looked
         if finished is not None:
-            return load_run(finished, trust_code)
+            return _finished_run(finished, world, trust_code)
         written = directory if world.first else None
         begin: dict[str, Any] = {"tokenizer": tokenizer, "weights_like": weights_like, "init": init}
         with _locked(directory, world):
@@ -118,6 +119,16 @@ def train(
                 return _train(trainer, stop, validate, validations, on_step, best, until_step)
             finally:
                 trainer.active.data.close()
+
+
+def _finished_run(directory: Path, world: World, trust_code: bool) -> Run:
+    """Return the run, and remove what a process left that was killed after it had finished it."""
+    if world.first:
+        # UserError: another process holds it, or it is read-only.
+        with suppress(UserError, OSError), lock_folder(directory, "trained into", "wait"):
+            remove_checkpoints(directory)
+            remove_best(directory)
+    return load_run(directory, trust_code)
 
 
 def _checked(recipe: Any) -> Any:
