@@ -139,3 +139,8 @@ def say_of_paths(*words: str | None) -> None:
     for word in filter(None, words):
         if word in names() and not is_built_in(word):
             print(f"'{word}' is the file or folder here, and not the built-in corpus of this name.", file=sys.stderr)
+
+
+def split_sizes(corpus: Any) -> str:
+    """Return the splits of a corpus with their numbers of examples: 'train 1,419, test 328'."""
+    return ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())

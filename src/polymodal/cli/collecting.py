@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, TrustOptions, parse, parse_together, positional
-from polymodal.cli._printing import print_table, say_of_paths, terminal
+from polymodal.cli._printing import print_table, say_of_paths, split_sizes, terminal
 from polymodal.constraints import Port
 from polymodal.errors import UserError, needs
 
@@ -54,7 +54,7 @@ def collect(arguments: Arguments) -> None:
         ],
         right=(1,),
     )
-    splits = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
+    splits = split_sizes(written)
     noted = sum(bool(written.raw(row, "note")) for row in range(len(written)))
     terminal().print(
         f"Wrote {len(written):,} candidate pairs ({splits}) to {options.out}; {noted:,} are under several names.\n"
@@ -115,7 +115,7 @@ def review(arguments: Arguments) -> None:
         judgements = Judgements(answers)
         if options.out is not None:
             written, counts = write_validated(corpus, judgements, options.out)
-            splits = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
+            splits = split_sizes(written)
             _print_counts(counts)
             terminal().print(
                 f"Wrote {len(written):,} validated pairs ({splits}) to {options.out}, with a data card, README.md.\n"

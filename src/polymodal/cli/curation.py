@@ -18,7 +18,7 @@ from polymodal.cli._flags import (
     recipe_that,
     run_and_corpus,
 )
-from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
+from polymodal.cli._printing import counted, print_table, say_of_paths, split_sizes, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli.page_rows import curate_rows
 from polymodal.cli.pairing import curate_pairs
@@ -60,7 +60,7 @@ def curate(arguments: Arguments) -> None:
     from polymodal.corpora.registry import load_corpus
     from polymodal.curation.page_sources import images_of, pages_in, pages_of
     from polymodal.curation.pipeline import curate_pages
-    from polymodal.curation.quality import good_texts, lines_of_file
+    from polymodal.curation.quality import good_texts, words_of_file
 
     recipe, options = source.real(parsed.recipe), parsed.options
     source_corpus = load_corpus(path) if is_built_in(path) else None
@@ -68,7 +68,7 @@ def curate(arguments: Arguments) -> None:
     pages, images = (
         (pages_of(source_corpus), images_of(source_corpus)) if source_corpus else (pages_in(Path(path)), None)
     )
-    flagged = [word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else ()
+    flagged = words_of_file(options.flagged)
     fitted = recipe.fit(good_texts(options.good, recipe.language) if options.good else (), flagged)
     _say_unused(recipe.unused_filters(fitted) if hasattr(recipe, "unused_filters") else [])
     settings = {"good": options.good, "flagged": options.flagged}
@@ -77,7 +77,7 @@ def curate(arguments: Arguments) -> None:
         out, shown = options.out, lambda one: counted(one, "Curated")
         corpus, counts = curate_pages(recipe, pages, out, fitted, curation, path, settings, shown, images)
     _print_step_counts(counts)
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in corpus.splits.items())
+    sizes = split_sizes(corpus)
     terminal().print(
         f"Wrote {len(corpus):,} documents ({sizes}) to {options.out}; documents.parquet has them as Markdown,\n"
         "dropped.parquet what went, and why.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from polymodal import recipes, source
 from polymodal.cli._flags import Arguments, parse_together
-from polymodal.cli._printing import counted, print_table, say_of_paths, terminal
+from polymodal.cli._printing import counted, print_table, say_of_paths, split_sizes, terminal
 from polymodal.errors import UserError, missing
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[A
     from polymodal.corpora.saved import check_empty
     from polymodal.curation.image_text_rows import media_table, with_drawings, written_rows
     from polymodal.curation.page_sources import images_below, images_of, pages_in, pages_of
-    from polymodal.curation.quality import lines_of_file
+    from polymodal.curation.quality import words_of_file
 
     corpus = load_corpus(path) if is_built_in(path) else None
     say_of_paths(path)
@@ -69,7 +69,7 @@ def curate_rows(spec: str, path: str, arguments: Arguments, command: Callable[[A
         filters,
         images=with_drawings(images, root),
         media=media_table(options.media) if options.media else None,
-        flagged=[word for line in lines_of_file(options.flagged) for word in line.split()] if options.flagged else (),
+        flagged=words_of_file(options.flagged),
         language=options.language,
         runner=options.runner,
     )
@@ -96,7 +96,7 @@ def _print_sizes(written: Corpus, out: str) -> None:
     languages = Counter(written.table.column(LANGUAGE).to_pylist())
     listed = ", ".join(f"{language} {count:,}" for language, count in languages.most_common(MAX_LANGUAGES))
     fields = ", ".join(f"{name} {int(written.has(FIELDS[name]).sum()):,}" for name in CAPTIONS)
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
+    sizes = split_sizes(written)
     further = f" and {len(languages) - MAX_LANGUAGES} more" if len(languages) > MAX_LANGUAGES else ""
     terminal().print(
         f"Languages: {listed}{further}. Texts: {fields}.\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, TrustOptions
-from polymodal.cli._printing import print_table, say_of_paths, terminal
+from polymodal.cli._printing import print_table, say_of_paths, split_sizes, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.errors import UserError
 
@@ -73,7 +73,7 @@ def curate_pairs(
     except KeyboardInterrupt as stopped:
         raise Interrupted("Stopped; the same command goes on behind what the models have computed.") from stopped
     _print_counts(counts)
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
+    sizes = split_sizes(written)
     terminal().print(
         f"Wrote {len(written):,} images with texts ({sizes}) to {options.out}.\n"
         f"Next: polymodal train clip --data {options.out}",

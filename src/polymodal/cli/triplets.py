@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal import source
 from polymodal.cli._flags import Arguments, TrustOptions, parse_together
-from polymodal.cli._printing import print_table, say_of_paths, terminal
+from polymodal.cli._printing import print_table, say_of_paths, split_sizes, terminal
 from polymodal.cli.pairing import open_corpus
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def curate_triplets(
         "unreadable": len(counts.unreadable),
     }
     print_table(["", "images"], [[name, f"{number:,}"] for name, number in facts.items()], right=(1,))
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in written.splits.items())
+    sizes = split_sizes(written)
     terminal().print(
         f"Wrote {len(written):,} triplets ({sizes}) to {options.out}.\n"
         f"Next: polymodal train {spec} --data {options.out}",

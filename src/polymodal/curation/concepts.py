@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, TailFraction
+from polymodal.corpora._splits import connected_groups
 from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.formats._items import read_rows
@@ -296,18 +297,12 @@ def _capped(candidates: Sequence[CollectedImage], cap: int) -> list[CollectedIma
 
 def splits_of(candidates: Sequence[CollectedImage], images: Corpus, options: CollectOptions) -> list[str]:
     """Return the split of each candidate; images of a source, and copies of one under several names, are in one."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     sources = [one.source or images.key(one.row) for one in candidates]
-    names, of_source = np.unique(sources, return_inverse=True)
-    originals = [one.row if one.copied < 0 else one.copied for one in candidates]
-    _, of_original = np.unique(originals, return_inverse=True)
-    side = len(names) + len(candidates)
-    links = coo_array((np.ones(len(sources)), (of_source, len(names) + of_original)), shape=(side, side))
-    groups = connected_components(links, directed=False)[1]
-    first = {int(group): str(name) for name, group in zip(names[::-1], groups[: len(names)][::-1], strict=True)}
-    return [split_of(first[int(groups[source])], options) for source in of_source]
+    groups = connected_groups(sources, [one.row if one.copied < 0 else one.copied for one in candidates])
+    first: dict[str, str] = {}
+    for group, source in zip(groups, sources, strict=True):
+        first[group] = min(source, first.get(group, source))
+    return [split_of(first[group], options) for group in groups]
 
 
 def split_of(source: str, options: CollectOptions) -> str:

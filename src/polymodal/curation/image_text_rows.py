@@ -405,10 +405,9 @@ def without_repeated(rows: Sequence[PageRow], why: Counter[str]) -> list[PageRow
     first: dict[tuple[Any, ...], int] = {}
     for number, row in enumerate(rows):
         first.setdefault(tuple(row[column] for column in (IMAGE, PAGE, REF, ATTR, ALT)), number)
-    numbered = [*enumerate(rows)]
     kept = {*first.values()}
     why["repeated"] += len(rows) - len(kept)
-    return [row for number, row in numbered if number in kept]
+    return [row for number, row in enumerate(rows) if number in kept]
 
 
 def of_frequent_languages(rows: Sequence[PageRow], why: Counter[str], min_rows: int) -> list[PageRow]:

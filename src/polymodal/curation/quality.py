@@ -280,6 +280,11 @@ def good_texts(source: str, language: str) -> list[str]:
     return texts
 
 
+def words_of_file(path: str | None) -> list[str]:
+    """Return the words of a text file; none without a file."""
+    return [word for line in lines_of_file(path) for word in line.split()] if path else []
+
+
 def lines_of_file(path: str) -> list[str]:
     """Read the lines of a file. Raises UserError for a file that cannot be read."""
     try:

@@ -111,7 +111,7 @@ class Generators:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A row with its image, its hash, and what is known of it."""
+    """A row with its image, and what is known of it."""
 
     row: int
     pixels: np.ndarray

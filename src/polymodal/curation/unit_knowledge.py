@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polymodal.constraints import NonNegativeInt, PositiveInt, PositiveUnitInterval, validate_constraints
 from polymodal.corpora.corpus import Corpus
+from polymodal.curation.hierarchical_retrieval import normalized
 from polymodal.curation.semantic_duplicates import centered
 from polymodal.curation.sentences import split_sentences
 from polymodal.data.knowledge_graph import CONTENT, GraphBuilder, KnowledgeGraph
@@ -163,7 +164,7 @@ def symbolize(contents: Sequence[ExtractedContent], config: ConverterConfig) -> 
     frequent = [word for word, count in counts.most_common() if 1 < count <= MAX_FREQUENCY * len(texts)]
     kept = {*frequent[: config.max_keywords]}
     sentences = {text: split_sentences(text) for text in texts}
-    (vectors,) = centered(normalized_rows(np.stack([content.embedding for content in contents])))
+    (vectors,) = centered(normalized(np.stack([content.embedding for content in contents])))
     return Symbols(
         {text: [word for word in of_text if word in kept] for text, of_text in words.items()},
         {text: [*dict.fromkeys(NAME.findall(text))] for text in texts},
@@ -261,11 +262,6 @@ def color_fractions(pixels: np.ndarray) -> dict[str, float]:
     distance = np.square(pixels.reshape(-1, 1, 3).astype(np.float32) - palette).sum(-1)
     counts = np.bincount(distance.argmin(1), minlength=len(palette)) / len(distance)
     return {name: float(fraction) for name, fraction in zip(COLORS, counts, strict=True) if fraction}
-
-
-def normalized_rows(vectors: np.ndarray) -> np.ndarray:
-    """Return rows of length 1; zeros stay."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def nearest_pairs(vectors: Any, k: int, threshold: float) -> list[tuple[int, int, float]]:

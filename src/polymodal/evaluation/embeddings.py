@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,13 @@ class PairedTest:
         relevant = [np.array([class_of[number]]) for number in asking]
         best_ranks = ranks(self.items[torch.from_numpy(asking)], classes, relevant)
         return [Score(f"{name}/top-{k}", (best_ranks <= k).astype(float), min(k / len(classes), 1.0)) for k in (1, 5)]
+
+
+def first_captions(corpus: Corpus, examples: Sequence[Example]) -> list[str]:
+    """Return the first caption of each example, in the main language."""
+    text = corpus.columns[corpus.column_with(Text)]
+    assert isinstance(text, Text)
+    return [text.in_main_language(example["text"])[0].text for example in examples]
 
 
 def main_language(corpus: Corpus) -> str | None:

@@ -25,9 +25,7 @@ from polymodal.constraints import UnitInterval
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
 from polymodal.evaluation.caption_prior import CaptionPrior, log_likelihoods, log_priors, prior_images, token_counts
 from polymodal.evaluation.task import TaskInputs
-from polymodal.modalities import Text
 from polymodal.training.run import answers, embed
-from polymodal.types import Example
 
 ScoreKind = Literal["itc", "itm", "likelihood"]
 GRID = np.round(np.arange(0.0, 1.0001, 0.05), 2)  # of alpha
@@ -204,13 +202,6 @@ def sampled(rows: np.ndarray, max_rows: int) -> np.ndarray:
     if len(rows) <= max_rows:
         return rows
     return rows[np.sort(np.random.default_rng(0).choice(len(rows), max_rows, replace=False))]
-
-
-def main_captions(inputs: TaskInputs, examples: Sequence[Example]) -> list[str]:
-    """The first caption of each example, in the main language."""
-    modality = inputs.corpus.columns[inputs.corpus.column_with(Text)]
-    assert isinstance(modality, Text)
-    return [modality.in_main_language(example["text"])[0].text for example in examples]
 
 
 def matching_protocol(inputs: TaskInputs) -> dict[str, Any]:

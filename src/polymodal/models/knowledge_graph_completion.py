@@ -63,11 +63,11 @@ class KnowledgeGraphCompletion(nn.Module):
         kinds = [kind for kind in self._kinds() if kind in graph.types]
         self.projections = nn.ModuleDict({kind: nn.Linear(feature_dim, config.dim) for kind in kinds})
         self.scorer = scorer("distmult" if config.scorer == "rgcn" else config.scorer, config.dim)
-        training = graph.having("train")
-        head, relation, tail = (torch.tensor(one[training]) for one in triplet_arrays(graph))
-        every = [torch.cat(one) for one in ((head, tail), (relation, relation + self.num_relations), (tail, head))]
+        every = in_both_directions(graph, graph.training_triplets)
         self.register_buffer("features", torch.zeros(len(graph), feature_dim))
-        self.register_buffer("known_triplets", self._codes(*every).unique(), persistent=False)
+        self.register_buffer(
+            "known_triplets", triplet_codes(*every, len(graph), self.num_relations).unique(), persistent=False
+        )
         for kind in kinds:
             self.register_buffer(f"nodes_{kind}", torch.from_numpy(graph.of_type(kind)), persistent=False)
         if config.scorer == "rgcn":
@@ -103,7 +103,7 @@ class KnowledgeGraphCompletion(nn.Module):
     def known_tails(self, head: Int[Tensor, " batch"], relation: Int[Tensor, " batch"]) -> Bool[Tensor, "batch nodes"]:
         """Which nodes are the tail of a training triplet."""
         tails = torch.arange(self.num_nodes, device=head.device)
-        codes = self._codes(head[:, None], relation[:, None], tails)
+        codes = triplet_codes(head[:, None], relation[:, None], tails, self.num_nodes, self.num_relations)
         return contains(self.known_triplets, codes)
 
     def loss(
@@ -113,9 +113,6 @@ class KnowledgeGraphCompletion(nn.Module):
         scores = self(head, relation)
         others = self.known_tails(head, relation).scatter(1, tail[:, None], False)
         return F.cross_entropy(scores.masked_fill(others, -torch.inf), tail)
-
-    def _codes(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
-        return (head * 2 * self.num_relations + relation) * self.num_nodes + tail
 
 
 class CompletesGraph:
@@ -192,6 +189,18 @@ def triplet_arrays(
 ) -> tuple[Int[np.ndarray, " triplets"], Int[np.ndarray, " triplets"], Int[np.ndarray, " triplets"]]:
     """Return heads, numbers of relations and tails."""
     return graph.heads, graph.relation_numbers, graph.tails
+
+
+def in_both_directions(graph: KnowledgeGraph, triplets: Int[np.ndarray, " some"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return heads, relations and tails of triplets, and then those of their inverses."""
+    head, relation, tail = (torch.tensor(one[triplets]) for one in triplet_arrays(graph))
+    inverse = relation + len(graph.relations)
+    return torch.cat([head, tail]), torch.cat([relation, inverse]), torch.cat([tail, head])
+
+
+def triplet_codes(head: Tensor, relation: Tensor, tail: Tensor, nodes: int, relations: int) -> Tensor:
+    """Return a number of each triplet, by which it is found again. nodes, relations: of the graph."""
+    return (head * 2 * relations + relation) * nodes + tail
 
 
 def contains(ordered: Int64[Tensor, " known"], values: Int64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:

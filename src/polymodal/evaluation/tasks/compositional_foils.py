@@ -10,11 +10,11 @@ from polymodal.data.compositional_foils import KINDS, compositional_foils
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
 from polymodal.evaluation.caption_prior import two_priors
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.pair_scores import (
     PairScorer,
     ScoredPairs,
     item_values,
-    main_captions,
     matching_protocol,
     sampled,
     strictly_greater,
@@ -52,7 +52,7 @@ def foils_of(inputs: TaskInputs, rows: np.ndarray, examples: list[Example]) -> l
         except (UnreadableExample, TypeError):  # damaged, or there is none
             return []
 
-    captions = zip(rows.tolist(), main_captions(inputs, examples), strict=True)
+    captions = zip(rows.tolist(), first_captions(inputs.corpus, examples), strict=True)
     return [
         (caption, compositional_foils(caption, names(row), np.random.default_rng(number)))
         for number, (row, caption) in enumerate(captions)

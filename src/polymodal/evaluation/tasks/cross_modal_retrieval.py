@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation.capabilities import CanEmbed
-from polymodal.evaluation.embeddings import ItemVectors, PairedTest, main_language
+from polymodal.evaluation.embeddings import ItemVectors, PairedTest, first_captions, main_language
 from polymodal.evaluation.panels import (
     EXAMPLES,
     MAX_CANDIDATES,
@@ -69,9 +69,7 @@ def plot(inputs: TaskInputs) -> Panels:
     corpus, item = inputs.corpus, inputs.item
     assert item is not None
     rows, examples = inputs.test_examples(MAX_CANDIDATES)
-    text = corpus.columns[corpus.column_with(Text)]
-    assert isinstance(text, Text)
-    texts = [text.in_main_language(example["text"])[0].text for example in examples]
+    texts = first_captions(corpus, examples)
     chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
     items = [example[item] for example in examples]
     vectors = embed(inputs.method, inputs.processor, 256, **{item: items, "text": texts})

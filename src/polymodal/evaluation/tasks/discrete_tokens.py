@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.panels import (
     EXAMPLES,
     Panels,
@@ -24,7 +25,7 @@ from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Text
 from polymodal.training.run import answers
-from polymodal.types import Batch, Example
+from polymodal.types import Batch
 
 MAX_PAIRS = 400  # of a split
 MAX_CONCEPTS = 4  # of a pair in a plot
@@ -57,7 +58,7 @@ def discrete_token_scores(method: nn.Module, processor: Processor, reader: Reade
     another one.
     """
     examples = reader.read_split(split, MAX_PAIRS)[1]
-    texts = _texts(reader, examples)
+    texts = first_captions(reader.corpus, examples)
     columns = {"image": [example["image"] for example in examples], "text": texts}
     batches = answers(method, processor, "concept_weights", columns, 64)
     active = {name: torch.cat([batch[name] for batch in batches]) > 0 for name in columns}
@@ -76,17 +77,11 @@ def discrete_token_scores(method: nn.Module, processor: Processor, reader: Reade
     ]
 
 
-def _texts(reader: Reader, examples: list[Example]) -> list[str]:
-    text = reader.corpus.columns[reader.corpus.column_with(Text)]
-    assert isinstance(text, Text)
-    return [text.in_main_language(example["text"])[0].text for example in examples]
-
-
 def plot(inputs: TaskInputs) -> Panels:
     """Pairs with the tokens that weigh most in image and caption, the patches that vote for each, and its words."""
     method, processor = inputs.method, inputs.processor
     _, examples = inputs.test_examples(EXAMPLES)
-    texts = _texts(inputs.reader, examples)
+    texts = first_captions(inputs.corpus, examples)
     columns = {"image": [example["image"] for example in examples], "text": texts}
     (weights,) = answers(method, processor, "concept_weights", columns, len(texts))
     (votes,) = answers(method, processor, "concept_votes", columns, len(texts))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task
 from polymodal.modalities import Image, Text
@@ -44,9 +45,7 @@ def specialization_scores(method: nn.Module, processor: Processor, reader: Reade
     fraction of all.
     """
     examples = reader.read_split(split, MAX_PAIRS)[1]
-    modality = reader.corpus.columns[reader.corpus.column_with(Text)]
-    assert isinstance(modality, Text)
-    texts = [modality.in_main_language(example["text"])[0].text for example in examples]
+    texts = first_captions(reader.corpus, examples)
     columns = {"image": [example["image"] for example in examples], "text": texts}
     batches = answers(method, processor, "expert_choices", columns, BATCH)
     experts = torch.cat([batch[0] for batch in batches], dim=1)

@@ -9,11 +9,11 @@ from torch import nn
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
 from polymodal.evaluation.capabilities import CanScorePairs
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.panels import EXAMPLES, Panels, retrieval_panels, text_panel, value_panel
 from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
-from polymodal.modalities import Text
 from polymodal.training.run import answers
 
 MAX_MATCHED = 200  # examples, all pairs of which are scored
@@ -27,9 +27,7 @@ def matching_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     item: the name of what texts are about, such as `video`. Relevant are all examples with the same text.
     """
     _, examples = reader.read_split(split, MAX_MATCHED)
-    modality = reader.corpus.columns[reader.corpus.column_with(Text)]
-    assert isinstance(modality, Text)
-    texts = [modality.in_main_language(example["text"])[0].text for example in examples]
+    texts = first_captions(reader.corpus, examples)
     logits = torch.cat(
         [
             part
@@ -61,10 +59,7 @@ def plot(inputs: TaskInputs) -> Panels:
     corpus, item = inputs.corpus, inputs.item
     assert item is not None
     rows, examples = inputs.test_examples(MAX_PLOTTED)
-    modality = corpus.columns[corpus.column_with(Text)]
-    assert isinstance(modality, Text)
-    texts = [modality.in_main_language(example["text"])[0].text for example in examples[:: len(examples) // EXAMPLES]]
-    texts = texts[:EXAMPLES]
+    texts = first_captions(corpus, examples[:: len(examples) // EXAMPLES])[:EXAMPLES]
     blocks = [examples[start : start + BLOCK] for start in range(0, len(examples), BLOCK)]
     columns = [{"text": texts, item: [example[item] for example in block]} for block in blocks]
     logits = [

@@ -17,7 +17,7 @@ from polymodal.evaluation.link_prediction import filtered_ranks, ranking_metrics
 from polymodal.evaluation.panels import EXAMPLES, TOP, Panel, Panels, clipped, text_panel, value_panel, verdict_color
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
-from polymodal.models.knowledge_graph_completion import contains, triplet_arrays
+from polymodal.models.knowledge_graph_completion import contains, in_both_directions, triplet_arrays, triplet_codes
 
 MAX_TRIPLETS = 2000  # of a split
 QUERIES = 128  # ranked together
@@ -55,16 +55,14 @@ class LinkRanker:
 
     def __init__(self, method: Any, graph: KnowledgeGraph):
         self.method, self.graph, self.count = method, graph, len(graph.relations)
-        head, relation, tail = (torch.tensor(one) for one in triplet_arrays(graph))
-        every = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
-        self.true_triplets = self._codes(*every).unique()
+        self.true_triplets = self._codes(*in_both_directions(graph, np.arange(len(graph.heads)))).unique()
         types = np.array(graph.types, dtype=object)
         signatures = [RELATIONS[name] for name in graph.relations]
         ends = [signature.tail for signature in signatures] + [signature.head for signature in signatures]
         self.fits = torch.from_numpy(np.stack([np.isin(types.astype(str), list(end)) for end in ends]))
 
     def _codes(self, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
-        return (head * 2 * self.count + relation) * len(self.graph) + tail
+        return triplet_codes(head, relation, tail, len(self.graph), self.count)
 
     @torch.no_grad()
     def scores(self, head: Tensor, relation: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -79,17 +77,13 @@ class LinkRanker:
 
     def ranks(self, triplets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ranks and numbers of candidates: of the tails of these triplets, then of their heads."""
-        head, relation, tail = (torch.tensor(one[triplets]) for one in triplet_arrays(self.graph))
-        ends = (torch.cat([head, tail]), torch.cat([relation, relation + self.count]), torch.cat([tail, head]))
+        ends = in_both_directions(self.graph, triplets)
         ranked = []
         for queries in torch.arange(len(ends[0])).split(QUERIES):
             h, r, t = (end[queries] for end in ends)
-            ranked.append(filtered_ranks(*self._ordered(h, r, t)))
+            scores, left_out = self.scores(h, r)
+            ranked.append(filtered_ranks(scores, t.numpy(), left_out))
         return tuple(map(np.concatenate, zip(*ranked, strict=True)))  # type: ignore[return-value]
-
-    def _ordered(self, head: Tensor, relation: Tensor, tail: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores, left_out = self.scores(head, relation)
-        return scores, tail.numpy(), left_out
 
 
 def split_scores(inputs: TaskInputs, split: str, by_unit: bool = True) -> list[Score]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.panels import (
     EXAMPLES,
     NEUTRAL,
@@ -24,7 +25,7 @@ from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import Task, TaskInputs
 from polymodal.modalities import Image, Text
 from polymodal.training.run import answers
-from polymodal.types import Batch, Example
+from polymodal.types import Batch
 
 MAX_PAIRS = 400  # of a split
 BATCH = 64
@@ -50,7 +51,7 @@ def masked_scores(method: nn.Module, processor: Processor, reader: Reader, split
     of another pair. mim_mse: squared error of normalized patches; chance: that of the mean of each patch.
     """
     examples = reader.read_split(split, MAX_PAIRS)[1]
-    texts = _texts(reader, examples)
+    texts = first_captions(reader.corpus, examples)
     images = [example["image"] for example in examples]
     matched, other = (
         _concatenated(answers(method, processor, "masked_errors", {"image": shown, "text": texts}, BATCH))
@@ -76,17 +77,11 @@ def _concatenated(batches: list[tuple[Tensor, ...]]) -> tuple[list[np.ndarray], 
     return columns, masked, ids
 
 
-def _texts(reader: Reader, examples: list[Example]) -> list[str]:
-    modality = reader.corpus.columns[reader.corpus.column_with(Text)]
-    assert isinstance(modality, Text)
-    return [modality.in_main_language(example["text"])[0].text for example in examples]
-
-
 def plot(inputs: TaskInputs) -> Panels:
     """Pairs: image, visible patches, reconstruction; text with masked tokens in brackets, and the predictions."""
     method, processor = inputs.method, inputs.processor
     examples = inputs.test_examples(EXAMPLES)[1]
-    texts, images = _texts(inputs.reader, examples), [example["image"] for example in examples]
+    texts, images = first_captions(inputs.corpus, examples), [example["image"] for example in examples]
     ((visible, reconstructed, ids),) = answers(
         method, processor, "masked_views", {"image": images, "text": texts}, len(texts)
     )

@@ -11,11 +11,11 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.compositional_foils import minimal_pairs
 from polymodal.errors import UnreadableExample
 from polymodal.evaluation.capabilities import CanEmbed, CanScorePairs, HasLikelihood
+from polymodal.evaluation.embeddings import first_captions
 from polymodal.evaluation.pair_scores import (
     PairScorer,
     ScoredPairs,
     item_values,
-    main_captions,
     matching_protocol,
     sampled,
     strictly_greater,
@@ -47,7 +47,7 @@ def _split_scores(inputs: TaskInputs, split: str) -> list[Score]:
     items = [tuple(number_of[row] for row in pair) for pair in kept]
     if len(items) < MIN_PAIRS:
         return []
-    captions = main_captions(inputs, examples)
+    captions = first_captions(inputs.corpus, examples)
     # For each item: image 0 with captions 0 and 1, image 1 with captions 0 and 1.
     images = [examples[row]["image"] for pair in items for row in pair]
     pairs = ScoredPairs.of(images, [[captions[row] for row in pair] for pair in items for _ in pair])

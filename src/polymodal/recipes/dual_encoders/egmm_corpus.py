@@ -15,10 +15,9 @@ as are texts of an encyclopedia; watermarks are not detected; nested names, such
 aliases of the list and the note that annotators see, and there is no list of confusions; few-shot adapters and a linear
 probe by concept are left out, for which the mean of a concept's training images stands, as are the accuracy of
 categories by their names and prompts with background texts. A score of image and text orders the queue and drops
-nothing. `paper()` is ViT-B/32: the paper's CLIP is not named where it was read. The claim
-calls emoji of foods and places a culture, with one number of pairs, 200; defects are injected, and annotators
-simulated. The tokenizer is learned on
-all names, for base and arms alike.
+nothing. `paper()` is ViT-B/32: the paper's CLIP is not named where it was read. The claim calls emoji of foods and
+places a culture, with one number of pairs, 200; defects are injected, and annotators simulated. The tokenizer is
+learned on all names, for base and arms alike.
 
 Terms: concept list = curation.concepts.merge_concepts, automatic cleaning = curation.concepts.without_copies, dual
 human verification = curation.annotation.adjudicated, validated pairs = Recipe.pairs, cultural gap =
@@ -55,9 +54,6 @@ class Recipe(clip.Recipe):
     Pairs without a value, and all pairs of a corpus without this column, are trained on, too."""
     cultures: tuple[str, ...] = ()
     """Values of the column `culture` of pairs that are trained on, such as general for a base; empty takes all."""
-
-    def build(self, processor: Processor) -> clip.CLIP:
-        return super().build(processor)
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("training", rows="training_rows"),)

@@ -31,6 +31,7 @@ and 2 = description_batch, fine-tuning on VQA = training_batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,32 +172,33 @@ class Recipe(ConversationRecipe):
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> SequenceBatch:
         """Images and their descriptions, which are asked for; of examples without one, questions."""
-        each = enumerate(zip(examples, example_rng.generators, strict=True))
-        turns = {
-            n: (
-                one[IMAGE],
-                [Turn(self.description(one), DESCRIBE)]
-                if "text" in one
-                else question_turns(one, rng, self.max_turns, 0.0),
-            )
-            for n, (one, rng) in each
-            if MESSAGES not in one
-        }
-        return image_conversations(examples, processor, turns, [1] * len(examples))
+
+        def turns(one: Example, rng: np.random.Generator) -> list[Turn]:
+            has_text = "text" in one
+            return self._described(one) if has_text else question_turns(one, rng, self.max_turns, 0.0)
+
+        return self._conversations(examples, processor, example_rng, turns)
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SequenceBatch:
         """Images and questions about them; of examples without any, the description."""
+
+        def turns(one: Example, rng: np.random.Generator) -> list[Turn]:
+            return question_turns(one, rng, self.max_turns) if "questions" in one else self._described(one)
+
+        return self._conversations(examples, processor, example_rng, turns)
+
+    def _described(self, example: Example) -> list[Turn]:
+        return [Turn(self.description(example), DESCRIBE)]
+
+    def _conversations(
+        self,
+        examples: list[Example],
+        processor: Processor,
+        example_rng: ExampleRNG,
+        turns_of: Callable[[Example, np.random.Generator], list[Turn]],
+    ) -> SequenceBatch:
         each = enumerate(zip(examples, example_rng.generators, strict=True))
-        turns = {
-            n: (
-                one[IMAGE],
-                question_turns(one, rng, self.max_turns)
-                if "questions" in one
-                else [Turn(self.description(one), DESCRIBE)],
-            )
-            for n, (one, rng) in each
-            if MESSAGES not in one
-        }
+        turns = {n: (one[IMAGE], turns_of(one, rng)) for n, (one, rng) in each if MESSAGES not in one}
         return image_conversations(examples, processor, turns, [1] * len(examples))
 
     @classmethod
