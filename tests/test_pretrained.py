@@ -29,6 +29,7 @@ from polymodal.modalities.text import Tokens
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.serving.export.transformers import to_transformers
 from polymodal.training import load_run, train
+from polymodal.training.activation_checkpointing import checkpoint_activations
 from polymodal.training.feature_cache import frozen_names
 from polymodal.training.initialization import load_pretrained, with_encoders, with_pretrained
 from polymodal.training.optimizer import OptimizerConfig
@@ -65,6 +66,26 @@ def test_an_image_tower_gives_what_transformers_gives(kind: str, tmp_path: Path)
     torch.testing.assert_close(pooled, reference, atol=1e-5, rtol=1e-4)
     if kind != "clip":
         torch.testing.assert_close(patches, expected.last_hidden_state[:, -16:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", IMAGE_MODELS)
+def test_activation_checkpointing_keeps_fewer_activations_of_a_tower(kind: str, tmp_path: Path) -> None:
+    save(transformers.AutoModel.from_config(IMAGE_MODELS[kind]()), tmp_path)
+    encoder, image, found = PretrainedImageConfig.read(str(tmp_path)).build().train(), torch.randn(2, 3, 32, 32), []
+    encoder.load_pretrained()
+    for _ in range(2):
+        torch.manual_seed(0)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x), x)[1], lambda x: x):
+            loss = encoder(image)[1].square().sum()
+        encoder.zero_grad()
+        loss.backward()
+        gradients = {name: one.grad for name, one in encoder.named_parameters() if one.grad is not None}
+        found.append((gradients, sum(one.numel() for one in kept)))
+        checkpoint_activations(encoder)
+    (expected, whole), (gradients, fewer) = found
+    assert fewer < 0.8 * whole
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize("kind", TEXT_MODELS)

@@ -18,7 +18,7 @@ from polymodal.constraints import ContextLength, DecayRate, NonNegativeInt, Posi
 from polymodal.errors import UserError
 from polymodal.layers.decoder import ModalityExperts
 from polymodal.layers.top2_moe import Top2MoE, Top2Routing, quick_gelu
-from polymodal.layers.transformer import Attention, Packing, drop_path_schedule
+from polymodal.layers.transformer import Attention, DropPath, Packing, drop_path_schedule
 from polymodal.modalities.image import check_tiles, patchify
 from polymodal.modalities.text import Tokens
 
@@ -124,7 +124,7 @@ class MultiwayMoEBlock(nn.Module):
 
     def __init__(self, config: MultiwayMoEConfig, is_top: bool, drop_path_rate: float):
         super().__init__()
-        width, self.kind, self.drop_path_rate = config.width, config.top_ffn if is_top else "modality", drop_path_rate
+        width, self.kind = config.width, config.top_ffn if is_top else "modality"
         mlp_dim = 4 * width * (2 if is_top and self.kind != "moe" else 1)
         self.norm1 = nn.LayerNorm(width, NORM_EPS)
         self.attention = Attention(width, config.num_heads)
@@ -137,6 +137,7 @@ class MultiwayMoEBlock(nn.Module):
             self.ffn: nn.Module = ModalityExperts({name: FeedForward(width, mlp_dim) for name in ("image", "text")})
         else:
             self.ffn = FeedForward(width, mlp_dim)
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(
         self, x: Float[Tensor, "total width"], layout: Layout
@@ -147,18 +148,11 @@ class MultiwayMoEBlock(nn.Module):
             y, balance = self.moe(self.norm2(x), layout.modality)
         else:
             y = self.ffn(x, layout.routes) if self.kind == "modality" else self.ffn(x)
-        return x + self._drop_path(self.gamma2 * y, layout), balance
+        return x + self.drop_path(self.gamma2 * y, layout.example), balance
 
     def attend(self, x: Float[Tensor, "total width"], layout: Layout) -> Float[Tensor, "total width"]:
         """The first half of the block."""
-        return x + self._drop_path(self.gamma1 * self.attention(self.norm1(x), layout.packing), layout)
-
-    def _drop_path(self, branch: Float[Tensor, "total width"], layout: Layout) -> Float[Tensor, "total width"]:
-        """Skip the branch for some examples (`layers.transformer.DropPath`), whose tokens are packed."""
-        if not (self.training and self.drop_path_rate):
-            return branch
-        keep = torch.rand(len(layout.packing.mask), device=branch.device) >= self.drop_path_rate
-        return branch * keep[layout.example, None] / (1 - self.drop_path_rate)
+        return x + self.drop_path(self.gamma1 * self.attention(self.norm1(x), layout.packing), layout.example)
 
 
 class MultiwayMoEEncoder(nn.Module):

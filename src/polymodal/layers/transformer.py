@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from polymodal.errors import UserError
 from polymodal.layers.positions import rotate
@@ -121,19 +120,21 @@ class Attention(nn.Module):
 class DropPath(nn.Module):
     """Drop path (stochastic depth, Huang et al. 2016): in training, skip a branch with probability `rate` per example.
 
-    For dense batches, or one row per example; packed rows do not separate examples.
+    Rows are examples, unless the example of each row is given, as for packed tokens.
     """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Float[Tensor, "batch *length width"]) -> Float[Tensor, "batch *length width"]:
+    def forward(
+        self, branch: Float[Tensor, "rows *length width"], example: Int[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "rows *length width"]:
         if not (self.training and self.rate):
             return branch
-        # Scaled by 1 / (1 - rate), so that the expectation equals the branch in evaluation.
         keep = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= self.rate
-        return branch * keep / (1 - self.rate)
+        # Scaled by 1 / (1 - rate), so that the expectation equals the branch in evaluation.
+        return branch * (keep if example is None else keep[example]) / (1 - self.rate)
 
 
 @contextmanager
@@ -190,10 +191,7 @@ class PostNormBlock(Block):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks with the initialization of CLIP (Radford et al. 2021, section 2.4 and released code).
-
-    Set `activation_checkpointing` to recompute activations in the backward pass (gradient checkpointing).
-    """
+    """A stack of blocks with the initialization of CLIP (Radford et al. 2021, section 2.4 and released code)."""
 
     def __init__(
         self,
@@ -235,7 +233,6 @@ class Transformer(nn.Module):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)
         self.blocks = nn.ModuleList(blocks)
-        self.activation_checkpointing = False  # recompute activations in the backward pass
 
     def forward(
         self,
@@ -253,10 +250,7 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.blocks, start=1):
             x = x if positions is None else x + positions
             rows = query_rows if index == len(self.blocks) else None
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, packing, rows, use_reentrant=False)
-            else:
-                x = block(x, packing, rows)
+            x = block(x, packing, rows)
         return x if self.blocks else select_rows(x, query_rows)
 
 

@@ -14,8 +14,8 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader, TrainingData
 from polymodal.errors import UserError
 from polymodal.layers.lora import add_lora
-from polymodal.layers.transformer import Transformer
 from polymodal.rng import splitmix64
+from polymodal.training.activation_checkpointing import checkpoint_activations
 from polymodal.training.feature_cache import frozen_names
 from polymodal.training.flops import flops
 from polymodal.training.grad_cache import halves
@@ -161,10 +161,10 @@ class StageSetup:
 
 
 def configure_blocks(model: nn.Module, runtime: RuntimeConfig) -> None:
-    """Set activation checkpointing of transformer blocks, and compile the entries of each ModuleList, as configured."""
+    """Checkpoint the activations of blocks, and compile the entries of each ModuleList, as configured."""
+    if runtime.activation_checkpointing:
+        checkpoint_activations(model)
     for module in model.modules():
-        if isinstance(module, Transformer):
-            module.activation_checkpointing = runtime.activation_checkpointing
         if runtime.compile and isinstance(module, nn.ModuleList):
             for entry in module:
                 entry.compile()
