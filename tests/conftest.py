@@ -23,7 +23,7 @@ install_import_hook([f"polymodal.{folder}" for folder in FOLDERS], CHECKER)
 
 import polymodal as pm
 from polymodal.corpora import Corpus
-from polymodal.corpora.saved import save_corpus
+from polymodal.corpora.saved import open_saved, save_corpus
 
 
 def pytest_collection_finish() -> None:
@@ -101,9 +101,8 @@ def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(synthetic_folder: Path) -> Corpus:
     """The corpus of `synthetic`, where a file has no `corpus` of its own."""
-    import synthetic
 
-    return synthetic.open_corpus(synthetic_folder / "corpus")
+    return open_saved(synthetic_folder / "corpus")
 
 
 @pytest.fixture(scope="session")

@@ -77,14 +77,8 @@ def columns() -> dict[str, Modality]:
 def corpus(folder: Path) -> Corpus:
     """Write the corpus into a folder, and open it."""
     about = About("synthetic", "composed for tests", "CC0-1.0", "tests/synthetic.py", ("image", "text"))
-    stored = columns() | {"history": History()}  # a catalogue is not part of what is stored
-    save_corpus(folder, about, stored, rows(), label="label")
-    return open_corpus(folder)
-
-
-def open_corpus(folder: Path) -> Corpus:
-    """Open the corpus that was written into a folder."""
-    return replace(open_saved(folder), columns=columns())
+    save_corpus(folder, about, columns(), rows(), label="label")
+    return open_saved(folder)
 
 
 def rows() -> Iterator[dict[str, Any]]:

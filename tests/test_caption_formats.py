@@ -129,6 +129,34 @@ def test_a_captioner_adds_formats_to_training_images_and_learns_from_control_pro
         caption_formats.write_control_prompts(written, tmp_path / "none", caption_formats.STAGES[1])
 
 
+def test_captions_of_finished_chunks_are_kept_when_the_work_is_stopped(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {name: corpus.columns[name] for name in ("image", "text")}
+    corpus = dataclasses.replace(corpus, columns=columns, label=None)
+    monkeypatch.setattr(caption_formats, "CHUNK", 8)
+    asked: list[list[int]] = []
+
+    def write(_: Corpus, rows: Any, form: str, alt_texts: Any) -> list[str]:
+        asked.append([*rows])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [f"{form} of {alt_text}" for alt_text in alt_texts]
+
+    unfinished = tmp_path / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        caption_formats.write_formats(corpus, tmp_path / "one", write, unfinished=unfinished)
+    with pytest.raises(UserError, match="begun with another run"):
+        caption_formats.write_formats(corpus, tmp_path / "one", write, ("dsc",), unfinished=unfinished)
+    written = caption_formats.write_formats(corpus, tmp_path / "one", write, unfinished=unfinished)
+    assert asked[1] == asked[2]
+    assert len({*map(tuple, asked)}) == len(asked) - 1  # the first chunk is not asked again
+    whole = caption_formats.write_formats(corpus, tmp_path / "whole", write)
+    rows = written.rows("train")
+    assert [written.value(row, "text") for row in rows] == [whole.value(row, "text") for row in rows]
+    assert not unfinished.exists()
+
+
 def test_columns_of_formats_become_tags_and_images_without_a_caption_get_one(tmp_path: Path) -> None:
     lines = ["file_name,ssc,alt_text,split"]
     for number in range(4):

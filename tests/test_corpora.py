@@ -23,7 +23,8 @@ from polymodal.corpora.emoji import IMAGES, LANGUAGES
 from polymodal.corpora.saved import load_description, save_corpus
 from polymodal.corpora.user_files import from_path
 from polymodal.errors import UserError
-from polymodal.modalities import Category, Image, Table, Text
+from polymodal.modalities import Category, History, Image, Table, Text
+from polymodal.modalities.history import Item
 
 
 def png(color=(200, 30, 30), size=(20, 16)) -> bytes:
@@ -396,6 +397,12 @@ def test_what_was_stopped_leaves_no_folder_that_looks_whole(tmp_path):
     save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())  # an empty folder is no obstacle
     with pytest.raises(UserError, match="is not empty; choose another --out"):
         save_corpus(tmp_path / "out", ABOUT, WRITTEN, few_rows())
+
+
+def test_a_catalogue_of_items_is_read_as_it_was_written(tmp_path):
+    column = History((Item("one", "text", ("fact",), ("label",)), Item("two", "")))
+    row = {"key": "one", "split": "train", "history": [1, 0]}
+    assert save_corpus(tmp_path / "out", ABOUT, {"history": column}, [row]).columns == {"history": column}
 
 
 def test_every_modality_is_described_in_full(emoji, scenes, tmp_path):

@@ -23,6 +23,7 @@ import synthetic
 from polymodal import recipes
 from polymodal.constraints import validate_constraints
 from polymodal.corpora.corpus import Corpus
+from polymodal.corpora.saved import open_saved
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
@@ -308,7 +309,7 @@ def work(rank: int, folder: str) -> None:
     """One of two processes, for all recipes, as starting takes longer than everything else."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    world, corpus, found = World(rank, 2, torch.device("cpu")), synthetic.open_corpus(Path(folder) / "corpus"), {}
+    world, corpus, found = World(rank, 2, torch.device("cpu")), open_saved(Path(folder) / "corpus"), {}
     for name in (name for name in NAMES if name not in FORWARD_SAMPLED):
         recipe = recipes.find(name).tiny()
         subject = SimpleNamespace(recipe=recipe, processor=fit_processor(recipe, synthetic.corpus_for(name, corpus)))

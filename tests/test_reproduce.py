@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +17,11 @@ from polymodal import recipes
 from polymodal.claim import STATISTICS, Claim, verdict_of
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
-from polymodal.evaluation.statistics import Estimate
+from polymodal.evaluation.statistics import Estimate, Score
 from polymodal.recipes.dual_encoders import clip, siglip
 from polymodal.reproduce import Arm, compare, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record
-from polymodal.reproduce.compare import Start
+from polymodal.reproduce.compare import Start, kept_scores
 from polymodal.reproduce.curves import learning_curves, plot_curves, speed_up_factor, speed_up_factors
 from polymodal.reproduce.display import Display, ProgressReporter
 from polymodal.reproduce.leaderboard import rows, terminal_table
@@ -326,3 +327,12 @@ def test_pages_of_the_recipes_are_what_their_files_and_results_say(name: str) ->
     folder = Path(__file__).parents[1] / "docs" / "recipes"
     image = f"{name}.png" if (folder / f"{name}.png").is_file() else None
     assert (folder / f"{name}.md").read_text(encoding="utf-8") == recipe_page(name, image), "run `make pages`"
+
+
+def test_a_comparison_that_goes_on_after_a_stop_has_the_same_scores(tmp_path):
+    def scored():
+        return [Score("test/MRR", np.array([1 / 3, 1 / 7]), weights=np.array([0.1, 0.2]))]
+
+    first, again = kept_scores(tmp_path, scored), kept_scores(tmp_path, scored)
+    assert first[0].value == again[0].value
+    assert first[0].value == pytest.approx(scored()[0].value, abs=1e-6)

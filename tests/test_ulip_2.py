@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import synthetic
 from golden_points import GOLDEN, SMALL, checkpoint
 from polymodal.claim import Claim
 from polymodal.claims import ulip_2 as claims
 from polymodal.corpora import Corpus
+from polymodal.corpora.saved import open_saved
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.encoders.points import PointEncoder
@@ -115,7 +115,7 @@ def test_what_an_object_lacks_is_said_in_a_sentence(corpus: Corpus) -> None:
 
 def test_only_points_and_their_temperature_are_trained(corpus: Corpus, synthetic_folder: Path, tmp_path: Path) -> None:
     towers = {"image": TINY.image, "text": TINY.text, "embed_dim": TINY.embed_dim, "batch_size": 4}
-    with_images = synthetic.open_corpus(synthetic_folder / "corpus")
+    with_images = open_saved(synthetic_folder / "corpus")
     first = train(clip.Recipe(**towers), with_images, Budget(steps=2), out=tmp_path / "clip")
     frozen = dataclasses.replace(TINY, clip_fraction=0.0, batch_size=4)
     run = train(frozen, corpus, Budget(steps=3), init=tmp_path / "clip")

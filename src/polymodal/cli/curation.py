@@ -180,9 +180,13 @@ def _write_formats(
     """Write a caption of each format for every training image, and report on them."""
     from polymodal.curation.caption_formats import RunCaptioner, texts_by_format, write_formats
     from polymodal.curation.caption_quality import format_reports
+    from polymodal.curation.resumable import progress_file
+    from polymodal.training.feature_cache import weights_key
 
-    made_of = {"run": path, "corpus": corpus.name}
-    written = write_formats(corpus, out, RunCaptioner(run, max_new_tokens), formats, made=made_of)
+    made_of = {"run": path, "weights": weights_key(run.model), "corpus": corpus.name, "max_new_tokens": max_new_tokens}
+    captioner, unfinished = RunCaptioner(run, max_new_tokens), progress_file(Path(out))
+    with _goes_on("examples"):
+        written = write_formats(corpus, out, captioner, formats, made=made_of, unfinished=unfinished)
     reports = format_reports(texts_by_format(written, MAX_REPORTED))
     header = ["format", "captions", "words", "assertions (ANA)", "unique entities", "entities per 1,000 words"]
     lines = []

@@ -190,7 +190,7 @@ def _modality(record: Mapping[str, Any]) -> Modality:
     kind = vars(import_module("polymodal.modalities")).get(record["kind"])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise TypeError(f"{record['kind']!r} is no modality")
-    made: Any = kind(**values)
+    made: Any = kind.from_json(values) if hasattr(kind, "from_json") else kind(**values)
     return made
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from polymodal.corpora.about import About
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.saved import save_corpus
 from polymodal.curation.captions import check_generates_text, describe
+from polymodal.curation.resumable import run_resumably
 from polymodal.data.caption_mixing import ALT_TEXT, CAPTION_FORMATS, SYNTHETIC_FORMATS, by_format, format_tag
 from polymodal.data.columns.caption_formats import captions_in_formats
 from polymodal.errors import UnreadableExample, UserError, unknown
@@ -80,13 +82,15 @@ def write_formats(
     formats: Sequence[str] = ("ssc",),
     alt_texts: Callable[[Corpus, int], Sequence[Caption]] = captions_in_formats,
     made: Mapping[str, Any] | None = None,
+    unfinished: Path | None = None,
 ) -> Corpus:
     """Write a corpus whose training images have AltText and synthetic captions, one column with tags of the formats.
 
     Captions that the images have in other formats stay, and so do all other splits; columns of formats become tags.
     alt_texts: captions of a row, those without a format being AltText; by default all of its own. Images that cannot be
-    read are left out; an empty caption is not written. Raises UserError for an unknown format, a corpus without images,
-    a folder that is not empty, and for a format that no image has a caption of.
+    read are left out; an empty caption is not written. made: what wrote them. unfinished: file for resuming after a
+    stop, for the same `made`. Raises UserError for an unknown format, a corpus without images, a folder that is not
+    empty, and for a format that no image has a caption of.
     """
     formats = tuple(dict.fromkeys(formats))
     for form in formats:
@@ -94,6 +98,7 @@ def write_formats(
     images, first_text = corpus.column_with(Image), corpus.column_with(Text) if corpus.has_modality(Text) else "text"
     text = "text" if first_text in SYNTHETIC_FORMATS else first_text
     others_kept = {name: kind for name, kind in corpus.columns.items() if name not in {first_text, *CAPTION_FORMATS}}
+    content = {"formats": list(formats), **(made or {})}
     columns = {**others_kept, text: corpus.columns.get(first_text, Text())}
 
     def captions_of(row: int) -> list[Caption]:
@@ -106,30 +111,57 @@ def write_formats(
         return values | {"key": corpus.key(row), "split": split, text: captions}
 
     def rows() -> Iterator[dict[str, Any]]:
-        training, counts = corpus.rows("train").tolist(), dict.fromkeys(formats, 0)
-        for start in range(0, len(training), CHUNK):
-            chunk = training[start : start + CHUNK]
-            grouped = {row: by_format(captions_of(row)) for row in chunk if _can_read(corpus, row, images)}
-            first = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in grouped.values()]
-            written = {form: captioner(corpus, [*grouped], form, first) for form in formats}
-            for form in formats:
-                counts[form] += sum(bool(caption.strip()) for caption in written[form])
-            for place, (row, some) in enumerate(grouped.items()):
-                kept = [caption for form, of_form in some.items() if form not in formats for caption in of_form]
-                synthetic = [Caption(written[form][place], format_tag(form)) for form in formats]
-                captions = [*kept, *(caption for caption in synthetic if caption.text.strip())]
-                yield stored(row, "train", [caption._asdict() for caption in captions])
-        if empty := [form for form, count in counts.items() if not count]:
-            raise UserError(
-                f"No caption of the format {empty[0]} was written; train the captioner longer, on its control prompts."
-            )
+        readable = (row for row in corpus.rows("train").tolist() if _can_read(corpus, row, images))
+        for row, captions in _captioned(corpus, readable, captions_of, captioner, content, unfinished):
+            yield stored(row, "train", [caption._asdict() for caption in captions])
         for split, others in corpus.splits.items():
             for row in others.tolist() if split != "train" else ():
                 yield stored(row, split, _as_records(corpus, row, first_text))
 
     types = {field.name: field.type for field in corpus.table.schema if field.name in others_kept}
-    described = {"formats": list(formats), **(made or {})}
-    return save_corpus(folder, _about(corpus), columns, rows(), types=types, label=corpus.label, made=lambda: described)
+    written = save_corpus(
+        folder, _about(corpus), columns, rows(), types=types, label=corpus.label, made=lambda: content
+    )
+    if unfinished is not None:
+        unfinished.unlink()
+    return written
+
+
+def _captioned(
+    corpus: Corpus,
+    rows: Iterable[int],
+    captions_of: Callable[[int], list[Caption]],
+    captioner: Captioner,
+    content: Mapping[str, Any],
+    unfinished: Path | None,
+) -> Iterator[tuple[int, list[Caption]]]:
+    """Yield the captions of rows: of other formats their own, of those of the content what the captioner writes."""
+    formats = content["formats"]
+    counts = dict.fromkeys(formats, 0)
+
+    def written(_: int, chunk: Sequence[int]) -> dict[str, list[str]]:
+        own = [by_format(captions_of(row)) for row in chunk]
+        alt_texts = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in own]
+        return {form: captioner(corpus, chunk, form, alt_texts) for form in formats}
+
+    def settings() -> dict[str, Any]:
+        return {"corpus": dict(corpus.choices), "rows": len(corpus.rows("train")), "made": content}
+
+    given = iter(rows)
+    chunks = list(iter(lambda: tuple(islice(given, CHUNK)), ()))
+    for chunk, texts in zip(chunks, run_resumably(chunks, written, unfinished, settings), strict=True):
+        for place, row in enumerate(chunk):
+            own = by_format(captions_of(row)).items()
+            kept = [caption for form, some in own if form not in formats for caption in some]
+            synthetic = [Caption(texts[form][place], format_tag(form)) for form in formats]
+            yield row, [*kept, *(caption for caption in synthetic if caption.text.strip())]
+        counts = {form: counts[form] + sum(bool(text.strip()) for text in texts[form]) for form in formats}
+    if empty := [form for form, count in counts.items() if not count]:
+        if unfinished is not None:
+            unfinished.unlink()
+        raise UserError(
+            f"No caption of the format {empty[0]} was written; train the captioner longer, on its control prompts."
+        )
 
 
 def _can_read(corpus: Corpus, row: int, column: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,11 @@ class History:
     """Column of item indices, oldest first. catalogue: the items by index."""
 
     catalogue: tuple[Item, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> History:
+        """Return the column whose fields a file has, with items as plain tuples."""
+        return cls(tuple(Item(*item) for item in values["catalogue"]))
 
     @property
     def arrow_type(self) -> pa.DataType:

@@ -328,11 +328,13 @@ def _label(recipe: Any) -> str:
 
 
 def kept_scores(folder: Path | None, scored: Callable[[], list[Score]]) -> list[Score]:
-    """The scores that a folder of a run keeps, else those that are computed now, which it keeps then."""
-    kept = folder / SCORES if folder else None
-    if kept is not None and kept.is_file():
-        return [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
-    scores = scored()
-    if kept is not None:
-        write_text(kept, json.dumps([score.to_json() for score in scores]))
-    return scores
+    """The scores that a folder of a run keeps, else those that are computed now, which it keeps then.
+
+    They are rounded as in the file, so that a comparison that goes on after a stop has the numbers of an undisturbed
+    one.
+    """
+    if folder is None:
+        return scored()
+    if not (kept := folder / SCORES).is_file():
+        write_text(kept, json.dumps([score.to_json() for score in scored()]))
+    return [Score.from_json(record) for record in json.loads(kept.read_text(encoding="utf-8"))]
