@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polymodal.cli.comparing import score
+from polymodal.cli.attacking import score
 from polymodal.errors import UserError
 from polymodal.evaluation.caption_metric import CaptionScore, Metric
 from polymodal.recipes.metrics import aloha

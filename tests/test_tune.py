@@ -20,10 +20,11 @@ import torch
 import polymodal as pm
 from polymodal import recipes
 from polymodal.cli import main
-from polymodal.cli._grid import parsed_grid
+from polymodal.cli._grid import parsed_grid, varied_values
 from polymodal.corpora import Corpus
 from polymodal.errors import UserError
 from polymodal.evaluation import Score
+from polymodal.hyper_parameters import leaves
 from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce import halving
 from polymodal.reproduce.halving import successive_halving
@@ -38,6 +39,7 @@ from polymodal.reproduce.halving_plan import (
 from polymodal.reproduce.halving_ranking import affordable
 from polymodal.reproduce.halving_result import Tuning
 from polymodal.reproduce.tuning import with_value
+from polymodal.reproduce.varying import one_at_a_time
 from polymodal.training import Interrupted, Paused, RuntimeConfig
 from polymodal.training.nonfinite import NonFiniteTraining
 from polymodal.types import Budget
@@ -403,6 +405,27 @@ def test_grids_are_read_as_the_types_of_their_fields() -> None:
         "optimizer.lr_scheduler": ["cosine", "wsd"],
     }
     assert parsed_grid([], TINY) is None
+
+
+def test_a_choice_is_varied_over_all_of_its_values_and_one_hyper_parameter_changes_at_a_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    axes = varied_values(["lr-scheduler", "image.depth=1,3"], TINY)
+    assert "cosine" in axes["optimizer.lr_scheduler"]
+    variants = one_at_a_time(TINY, {**axes, "optimizer.learning_rate": [-1.0]}, "tiny")
+    others = [name for name in axes["optimizer.lr_scheduler"] if name != TINY.optimizer.lr_scheduler]
+    depths = [depth for depth in (1, 3) if depth != TINY.image.depth]
+    schedulers = [f"optimizer.lr_scheduler={name}" for name in others]
+    assert [*variants] == ["tiny", *schedulers, *(f"image.depth={depth}" for depth in depths)]
+    assert "optimizer.learning_rate=-1.0 is left out: " in capsys.readouterr().err
+    for label, recipe in variants.items():
+        both = zip(leaves(TINY), leaves(recipe), strict=True)
+        changed = [n for (n, old, f), (_, new, _) in both if getattr(old, f.name) != getattr(new, f.name)]
+        assert changed == ([] if label == "tiny" else [label.partition("=")[0]])
+    with pytest.raises(UserError, match="No other value"):
+        one_at_a_time(TINY, {"image.depth": [TINY.image.depth]})
+    with pytest.raises(UserError, match="is no choice; write its values"):
+        varied_values(["image.depth"], TINY)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def evaluate(run: Run | Path | str, data: Any, reader: Reader | None = None, tem
 
 
 def compare(
-    arms: Sequence[Arm | Any],
+    arms: Sequence[Arm | Any] | Mapping[str, Any],
     data: Any,
     budget: Budget | str,
     seeds: int | Sequence[int] = 3,
@@ -226,9 +226,12 @@ def compare(
 ) -> ComparisonResult:
     """Train and score recipes fairly: `pm.compare(["clip", "siglip"], pm.corpora.emoji(), "25s")`.
 
-    arms: recipes as `train` takes them, or `Arm`s, which name them. size: of all arms, as in `train`; it is chosen
-    where no arm is an instance or the user's own. The other arguments are those of `reproduce.compare`.
+    arms: recipes as `train` takes them, in a list, where `Arm`s name them, or by name. size: of all arms, as in
+    `train`; it is chosen where no arm is an instance or the user's own. The other arguments are those of
+    `reproduce.compare`.
     """
+    if isinstance(arms, Mapping):
+        arms = [Arm(label, as_recipe(recipe)) for label, recipe in arms.items()]
     if isinstance(arms, str) or not isinstance(arms, Sequence):
         raise UserError('compare takes a list of recipes, such as ["clip", "siglip"].')
     size = None if size is None else check_size(size)

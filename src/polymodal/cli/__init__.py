@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 from polymodal.cli._flags import HELP, Arguments, NoOptions, leading_words, parse
 from polymodal.cli.answering import ask, classify
+from polymodal.cli.attacking import attack, score
 from polymodal.cli.collecting import collect, review
-from polymodal.cli.comparing import attack, compare, reproduce, score
+from polymodal.cli.comparing import compare, reproduce
 from polymodal.cli.corpora import corpora
 from polymodal.cli.curation import caption, curate, sample_preferences
 from polymodal.cli.data import data

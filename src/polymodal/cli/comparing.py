@@ -1,13 +1,13 @@
-"""Commands that measure methods: compare, reproduce, attack, score."""
+"""Commands that measure methods: compare, reproduce."""
 
-from __future__ import annotations
+# Annotations of options that are defined inside a function are read at run time, so they are not postponed here.
 
 import shlex
 import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from polymodal import source
 from polymodal.cli._budgets import budget_on, check_budget
@@ -19,11 +19,9 @@ from polymodal.cli._flags import (
     leading_words,
     parse,
     positional,
-    recipe_that,
-    run_and_corpus,
     short_name,
 )
-from polymodal.cli._output_files import output_file
+from polymodal.cli._grid import varied_values
 from polymodal.cli._printing import print_table, table_console, terminal
 from polymodal.cli._recipe_flags import parse_with_recipe
 from polymodal.cli._sizes import size_of_arms, with_fitting_batch
@@ -81,19 +79,31 @@ def _budget_and_steps(budget: str | None, steps_from: str | None) -> tuple[Budge
 
 def compare(arguments: Arguments) -> None:
     """train several recipes at equal budget on paired seeds and rank them"""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options(CompareOptions):
+        vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+        """Vary one hyper-parameter of a single recipe at a time, such as optimizer.learning-rate=1e-4,3e-4; of a choice
+        its name alone, such as image.pool-type, takes all values. Repeat it for further hyper-parameters. The recipe as
+        given is the first arm."""
+
     specs = [*leading_words(arguments)]
-    options = parse(CompareOptions, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
+    options = parse(Options, arguments[len(specs) :], 'compare RECIPE "RECIPE --flag 1" ./mine.py', compare)
     if not specs and options.family is None:
         raise UserError("Name the recipes to compare: polymodal compare clip siglip --corpus emoji.")
 
     parsed = [_parsed(spec) for spec in specs]
+    if options.vary and (len(specs) != 1 or options.family is not None):
+        raise UserError("--vary takes a single recipe, of which one hyper-parameter at a time is changed.")
+    axes = varied_values(options.vary, parsed[0].recipe) if options.vary else {}
     options.check()
     if options.budget is not None:
         check_budget(options.budget)
     given = None if options.budget and "epoch" in options.budget.lower() and not options.steps_from else options.budget
     budget, steps = _budget_and_steps(given, options.steps_from)
     from polymodal import reproduce
-    from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table
+    from polymodal.reproduce.leaderboard import comparison_verdict, cost_table, terminal_table, unequal_parameters
 
     corpus = options.open()
     if options.family is not None:
@@ -102,8 +112,8 @@ def compare(arguments: Arguments) -> None:
     budget = budget or budget_on(options.budget or BUDGET, corpus)
     size = options.size or size_of_arms(parsed, corpus, budget)
     arms = [
-        reproduce.Arm(label := _arm_label(spec), with_fitting_batch(recipe, corpus, _words(spec), label))
-        for spec, recipe in zip(specs, [_recipe_with_flags(spec, size) for spec in specs], strict=True)
+        reproduce.Arm(label, with_fitting_batch(recipe, corpus, _words(spec), label))
+        for spec, label, recipe in _labeled(specs, size, axes)
     ]
     comparison = reproduce.compare(
         arms,
@@ -121,10 +131,23 @@ def compare(arguments: Arguments) -> None:
     tables.print(terminal_table(comparison, tables.width))
     tables.print()
     tables.print(cost_table(comparison))
+    if axes and (note := unequal_parameters(comparison)):
+        print("\n" + textwrap.fill(note, min(tables.width, 120), break_on_hyphens=False))
     terminal().print(f"\nReport: {options.out}/report.html   all metrics: {options.out}/results.json", highlight=False)
 
 
-def _of_family(family: str, corpus: Corpus) -> list[str]:
+def _labeled(specs: list[str], size: str | None, axes: dict[str, list[Any]]) -> list[tuple[str, str, Any]]:
+    """Return specification, label and recipe of each arm. axes: varied values of a single recipe."""
+    made = [(spec, _arm_label(spec), _recipe_with_flags(spec, size)) for spec in specs]
+    if not axes:
+        return made
+    from polymodal.reproduce.varying import one_at_a_time
+
+    [(spec, label, recipe)] = made
+    return [(spec, name, one) for name, one in one_at_a_time(recipe, axes, label).items()]
+
+
+def _of_family(family: str, corpus: "Corpus") -> list[str]:
     """Return the recipes of the family that train on the corpus; print what it lacks for the others."""
     from polymodal.recipes.suitability import family_for
 
@@ -225,76 +248,3 @@ def _print_claim(result: dict[str, Any], comparison: Any, out: str) -> None:
     if earlier := how_often(result):
         print(earlier)
     console.print(f"\nVerdict: {decision_sentence(result, '[bold]', '[/bold]')}   {out}/claim.json", highlight=False)
-
-
-def attack(arguments: Arguments) -> None:
-    """attack runs by adversarial images and captions, and evaluate all of them on these (transfer)"""
-    usage = "attack RECIPE RUN [RUN ...] [--split test] [--examples 300] [--out attack] [--eps 4 ...]"
-    spec, rest = positional(arguments, usage)
-    paths = leading_words(rest)
-    if not paths:
-        raise UserError(f"Usage: polymodal {usage}")
-
-    @dataclass(frozen=True)
-    class Options(RunOptions):
-        split: str = "test"
-        """Split whose images and captions are attacked."""
-        examples: PositiveInt = 300
-        """Maximum number of attacked examples."""
-        seed: NonNegativeInt = 0
-        """Random seed of the attack."""
-        out: str = "attack"
-        """Folder for attack.json and perturbed images."""
-
-    kind = recipe_that("attack", spec, "no attack", "security")
-    flags = rest[len(paths) :]
-    parsed = parse_with_recipe({"options": Options}, kind, flags, f"attack {spec} RUN [RUN ...]", attack)
-    from polymodal.serving.attack import attack_runs
-
-    options = parsed.options
-    opened = [run_and_corpus(path, options) for path in dict.fromkeys(paths)]
-    names = [run.name for run, _ in opened]
-    runs = {run.name if names.count(run.name) == 1 else str(run.directory): run for run, _ in opened}
-    recipe = source.real(parsed.recipe)
-    scores = attack_runs(recipe, runs, opened[0][1], options.split, options.examples, options.seed, options.out)
-    print_table(
-        ["made on", "tried on", "search", "R@10 before", "not found any more", "95 % interval"],
-        [
-            [source, "itself" if target == source else target, way, before.shown()[0], *after.shown()[:2]]
-            for source, target, way, before, after in scores
-        ],
-        right=(3, 4, 5),
-    )
-    terminal().print(f"Figures and images are in {options.out}/.", highlight=False)
-
-
-def score(arguments: Arguments) -> None:
-    """score captions against reference captions of their images, and detect hallucinated objects (ALOHa)"""
-    usage = "score RECIPE CAPTIONS.jsonl [--out scores.jsonl]"
-    spec, rest = positional(arguments, usage)
-    captions, rest = positional(rest, usage)
-
-    @dataclass(frozen=True)
-    class Options:
-        out: str | None = None
-        """Output file; by default scores.jsonl, or scores-2.jsonl and so on where that is taken."""
-
-    kind = recipe_that("score", spec, "no metric of captions", "metrics")
-    parsed = parse_with_recipe({"options": Options}, kind, rest, f"score {spec} CAPTIONS.jsonl", score)
-    from polymodal.serving.scoring import score_captions
-
-    out = output_file(parsed.options.out, "scores.jsonl")
-    scored = score_captions(source.real(parsed.recipe), Path(captions), out.path)
-    worst = sorted(scored, key=lambda result: result[1].value)[:8]
-    print_table(
-        ["score", "worst object", "caption"],
-        [
-            [f"{result.value:.3f}", min(result.objects, key=result.objects.__getitem__, default="-"), note]
-            for note, result in worst
-        ],
-        right=(0,),
-    )
-    mean = sum(result.value for _, result in scored) / len(scored)
-    without = sum(not result.objects for _, result in scored)
-    note = f"; {without} of them speak of no object" if without else ""
-    terminal().print(f"Mean {mean:.3f} over {len(scored):,} captions{note}. All are in {out}.", highlight=False)

@@ -243,6 +243,16 @@ def cost_table(comparison: ComparisonResult) -> Table:
     return table
 
 
+def unequal_parameters(comparison: ComparisonResult) -> str:
+    """Say which arms have other numbers of parameters than the first, by more than 5 %; empty where none has."""
+    first = comparison.cost(comparison.arms[0])["parameters"]
+    factors = {arm.label: comparison.cost(arm)["parameters"] / first for arm in comparison.arms}
+    unequal = [f"{label} has {factor:.2f} x" for label, factor in factors.items() if abs(factor - 1) > 0.05]
+    if not unequal:
+        return ""
+    return f"Not equal in size: {', '.join(unequal)} the parameters of {comparison.arms[0].label}."
+
+
 def format_cost(cost: dict[str, float]) -> list[str]:
     """The cells of `COST`: '350', '89,600', '1.2e+12', '25.1', '0.21'."""
     return [
