@@ -17,7 +17,7 @@ class Reliability(NamedTuple):
 
     confidence: Float[np.ndarray, " bins"]
     accuracy: Float[np.ndarray, " bins"]
-    count: Int[np.ndarray, " bins"]
+    pairs: Int[np.ndarray, " bins"]
 
 
 def bin_numbers(probabilities: Float[np.ndarray, " pairs"], bins: int = BINS) -> Int[np.ndarray, " pairs"]:
@@ -31,8 +31,8 @@ def reliability(
     """Return what a reliability diagram shows (Niculescu-Mizil & Caruana 2005); empty bins have 0."""
     number = bin_numbers(probabilities, bins)
     count, shown = np.bincount(number, minlength=bins), np.bincount(number, minlength=bins).clip(min=1)
-    sums = (np.bincount(number, values, bins) / shown for values in (probabilities, truth))
-    return Reliability(*sums, count)
+    confidence, accuracy = (np.bincount(number, values, bins) / shown for values in (probabilities, truth))
+    return Reliability(confidence, accuracy, count)
 
 
 def calibration_scores(

@@ -40,18 +40,24 @@ class ProbabilityDistributionEncoder(nn.Module):
         init_transformer(self)
 
     def forward(
-        self, x: Float[Tensor, "batch length width"], mask: Bool[Tensor, "batch length"] | None = None
+        self,
+        x: Float[Tensor, "batch length width"],
+        mask: Bool[Tensor, "batch length"] | None = None,
+        count: int | None = None,
     ) -> DiagonalGaussian:
-        """mask: False for padding, which no token attends to."""
+        """mask: False for padding, which no token attends to. count: of the first tokens, which are all that is
+        returned; by default all."""
         query, key, value = (
             self.query_key_value(self.norm(F.gelu(self.dense(x))))
             .unflatten(2, (3, self.num_heads, -1))
             .permute(2, 0, 3, 1, 4)
         )
+        x, query = x[:, :count], query[:, :, :count]
         if self.sequence_attention:
             keys = None if mask is None else mask[:, None, None]
             dropped = self.attention_dropout if self.training else 0.0
             value = F.scaled_dot_product_attention(query, key, value, attn_mask=keys, dropout_p=dropped)
+        value = value[:, :, :count]
         of_mean, of_log_sigma = value.transpose(1, 2).flatten(2).chunk(2, dim=2)
         mean = x + self.dropout(self.mean_projection(of_mean))
         mean = mean + self.dropout(self.mean_mlp(self.mean_norm(mean)))

@@ -75,10 +75,10 @@ class ProbabilisticFusion(nn.Module):
         return torch.cat([pooled[:, None], packing.pad(packed)[:, 1:]], dim=1)
 
     def distribution(
-        self, place: str, x: Float[Tensor, "batch tokens width"], mask: TextMask = None
+        self, place: str, x: Float[Tensor, "batch tokens width"], mask: TextMask = None, count: int | None = None
     ) -> DiagonalGaussian:
-        """Return the Gaussians of tokens by one of the four PDEs."""
-        gaussian: DiagonalGaussian = self.get_submodule(f"{place}_pde")(x, mask)
+        """Return the Gaussians of the first `count` tokens, by default of all, by one of the four PDEs."""
+        gaussian: DiagonalGaussian = self.get_submodule(f"{place}_pde")(x, mask, count)
         if self.uncertainty:
             return gaussian
         return DiagonalGaussian(gaussian.mean, torch.zeros_like(gaussian.mean))
@@ -88,26 +88,34 @@ class ProbabilisticFusion(nn.Module):
     ) -> DiagonalGaussian:
         """Return the Gaussian of [CLS] before fusion. name: image or text. tokens: of its encoder."""
         projected = self.fusion.get_submodule(f"{name}_projection")(tokens)
-        return self.distribution(f"{name}_contrast", projected, mask).select(FIRST)
+        return self.distribution(f"{name}_contrast", projected, mask, 1).select(FIRST)
 
     def fuse(
         self,
         words: Float[Tensor, "batch length width"],
         text: Tokens,
         patches: Float[Tensor, "batch patches image_width"],
+        count: int | None = None,
     ) -> Fused:
-        """Return the Gaussians of all text and of all image tokens after fusion."""
+        """Return the Gaussians of the first `count` text and image tokens after fusion, by default of all."""
         fused = self.fusion(words, text.mask, patches)
-        return self.distribution("text", fused.text, text.mask), self.distribution("image", fused.image)
+        return (
+            self.distribution("text", fused.text, text.mask, count),
+            self.distribution("image", fused.image, None, count),
+        )
 
-    def pooled_copies(self, fused: Fused, seeds: Int[Tensor, " batch"]) -> Float[Tensor, "copies batch wide"]:
-        """Return what heads of pairs read: first text and first image token, in the mean and in every sample."""
+    def pooled_copies(self, fused: Fused, seeds: Int[Tensor, " seeds"]) -> Float[Tensor, "copies batch wide"]:
+        """Return what heads of pairs read: first text and first image token, in the mean and in every sample.
+
+        seeds: of the noise of each pair, or one for all.
+        """
         parts = []
         streams = ((TEXT, self.text_pooler), (IMAGE, self.image_pooler))
         for (stream, pooler), tokens in zip(streams, fused, strict=True):
             first = tokens.select(FIRST)
             noise = example_noise(seeds, torch.ones_like(seeds), self.samples, first.mean.shape[-1], stream)
-            parts.append(torch.tanh(pooler(first.copies(noise))))
+            copies = first.copies(noise.expand(-1, len(first.mean), -1))
+            parts.append(torch.tanh(pooler(copies)))
         return torch.cat(parts, dim=-1)
 
     def mlm_logits(
@@ -133,14 +141,14 @@ class ProbabilisticFusion(nn.Module):
 
     def fused_log_sigma(self, batch: Batch) -> Float[Tensor, " batch"]:
         """Return the mean log sigma of each text's first token, fused with its image."""
-        text, _ = self.fuse(self.text_tokens(batch["text"]), batch["text"], self.image_tokens(batch["image"]))
+        text, _ = self.fuse(self.text_tokens(batch["text"]), batch["text"], self.image_tokens(batch["image"]), 1)
         return text.select(FIRST).log_sigma.mean(-1)
 
     def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
         """Return the logit that each text matches each image, averaged over the mean and samples of a fixed seed."""
         text, words, rows = batch["text"], self.text_tokens(batch["text"]), []
         for patches in self.image_tokens(batch["image"]):
-            fused = self.fuse(words, text, patches.expand(len(words), -1, -1))
+            fused = self.fuse(words, text, patches.expand(len(words), -1, -1), 1)
             negative, positive = self._mean_logits(self.itm_head, fused).unbind(1)
             rows.append(positive - negative)
         return torch.stack(rows)
@@ -148,9 +156,9 @@ class ProbabilisticFusion(nn.Module):
     def answer_logits(self, batch: Batch) -> Float[Tensor, "batch answers"]:
         """Return the logits of the answers to one question about each image, averaged as those of pairs are."""
         question = batch["question"]
-        fused = self.fuse(self.text_tokens(question), question, self.image_tokens(batch["image"]))
+        fused = self.fuse(self.text_tokens(question), question, self.image_tokens(batch["image"]), 1)
         return self._mean_logits(self.answer_head, fused)
 
     def _mean_logits(self, head: nn.Module, fused: Fused) -> Float[Tensor, "batch classes"]:
-        seeds = torch.zeros(len(fused[0].mean), dtype=torch.long, device=fused[0].mean.device)
-        return head(self.pooled_copies(fused, seeds)).mean(0)
+        seed = torch.zeros(1, dtype=torch.long, device=fused[0].mean.device)
+        return head(self.pooled_copies(fused, seed)).mean(0)

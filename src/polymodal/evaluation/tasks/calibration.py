@@ -60,7 +60,7 @@ def plot(inputs: TaskInputs) -> Panels:
         axes.set(xlim=(0, 1), ylim=(0, 1.02))
 
     def counts(axes: Any) -> None:
-        axes.bar(places, diagram.count, width=0.9 / BINS, color=NOTE)
+        axes.bar(places, diagram.pairs, width=0.9 / BINS, color=NOTE)
         axes.set(xlim=(0, 1))
 
     error = float(calibration_scores("", probabilities, truth, np.arange(len(truth)))[0].value)

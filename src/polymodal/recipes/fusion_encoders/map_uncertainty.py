@@ -116,7 +116,7 @@ class MAP(ProbabilisticFusion):
         losses = self.pair_losses(batch, patches)
         if "question" not in batch:
             return losses
-        fused = self.fuse(self.text_tokens(batch["question"]), batch["question"], patches)
+        fused = self.fuse(self.text_tokens(batch["question"]), batch["question"], patches, 1)
         logits, in_vocabulary = self.answer_head(self.pooled_copies(fused, batch["seed"])), batch["answer"] >= 0
         assert UNKNOWN_ANSWER < 0
         targets = F.one_hot(batch["answer"].clamp(min=0), logits.shape[-1]).to(logits).expand_as(logits)
@@ -138,7 +138,7 @@ class MAP(ProbabilisticFusion):
             torch.zeros_like(positive, dtype=torch.float32), positive, uniform[:, 1]
         )
         is_false = (uniform[:, 0] < 0.5) & is_there
-        fused = self.fuse(words, text, candidates[torch.where(is_false, false, places)])
+        fused = self.fuse(words, text, candidates[torch.where(is_false, false, places)], 1)
         logits = self.itm_head(self.pooled_copies(fused, batch["seed"]))
         losses["itm"] = F.cross_entropy(logits.flatten(0, 1), (~is_false).long().repeat(len(logits)))
         return self._with_margin(losses, *self._first_margins(fused))

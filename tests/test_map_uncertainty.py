@@ -1,0 +1,99 @@
+"""MAP: points are the limit of no samples, false images, and which tokens have a margin."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from polymodal.corpora import Corpus
+from polymodal.data.processor import Processor, fit_processor
+from polymodal.errors import UserError
+from polymodal.models.fusion_encoder import FusionEncoderConfig
+from polymodal.recipes.fusion_encoders.map_uncertainty import MAP, Recipe
+from polymodal.rng import ExampleRNG
+from polymodal.training.stages import active_stages
+
+TINY = Recipe.tiny()
+
+
+@pytest.fixture(scope="module")
+def processor(corpus: Corpus) -> Processor:
+    return fit_processor(TINY, corpus)
+
+
+def built(processor: Processor, **changes: object) -> MAP:
+    torch.manual_seed(0)
+    return dataclasses.replace(TINY, **changes).build(processor).eval()
+
+
+def batch_of(processor: Processor, corpus: Corpus, count: int = 4) -> dict:
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train").tolist()[:count]]
+    return TINY.training_batch(examples, processor, ExampleRNG.of(0, 0, len(examples)))
+
+
+def test_without_samples_losses_after_fusion_are_those_of_points(processor: Processor, corpus: Corpus) -> None:
+    batch = batch_of(processor, corpus)
+    points, no_samples = built(processor, uncertainty=False), built(processor, samples=0)
+    losses, others = points.losses(batch), no_samples.losses(batch)
+    assert torch.equal(losses["itm"], others["itm"])
+    assert torch.equal(losses["mlm"], others["mlm"])
+    assert "margin" not in losses
+    assert losses["contrastive"] != others["contrastive"]
+    sampled = built(processor).losses(batch)
+    assert sampled["mlm"] != losses["mlm"]
+    again = built(processor).losses(batch | {"seed": batch["seed"] + 100})
+    assert sampled["mlm"] != again["mlm"]
+    assert torch.equal(sampled["contrastive"], again["contrastive"])
+
+
+def test_copies_stay_with_their_pair(processor: Processor, corpus: Corpus) -> None:
+    model, batch = built(processor, samples=3), batch_of(processor, corpus)
+
+    def copies(image: Tensor) -> Tensor:
+        text = batch["text"]
+        return model.pooled_copies(model.fuse(model.text_tokens(text), text, model.image_tokens(image)), batch["seed"])
+
+    one, other = copies(batch["image"]), copies(torch.cat([batch["image"][:2], -batch["image"][2:]]))
+    changed = (one != other).any(-1)
+    assert changed.tolist() == [[False, False, True, True]] * 4
+    assert (one[0] != one[1]).any()
+
+
+def test_false_images_are_of_other_captions_and_half_of_the_pairs(processor: Processor, corpus: Corpus) -> None:
+    model, batch, fused = built(processor), batch_of(processor, corpus), []
+    batch = batch | {"group": torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64)}
+    patches = model.image_tokens(batch["image"])
+    original, labels = model.fuse, []
+    model.fuse = lambda words, text, visual, count: fused.append(visual) or original(words, text, visual, count)  # type: ignore[method-assign]
+    for number in range(40):
+        rng = ExampleRNG.of(number, 0, 4)
+        model.pair_losses(batch | {"uniform": torch.stack([rng.uniform(), rng.uniform()], 1)}, patches)
+        sources = [int((patches == visual).flatten(1).all(1).nonzero()[0]) for visual in fused[-1]]
+        for own, source in enumerate(sources):
+            assert source == own or batch["group"][source] != batch["group"][own]
+        labels += [own == source for own, source in enumerate(sources)]
+    assert 0.35 < sum(labels) / len(labels) < 0.65
+    same = batch | {"group": torch.zeros(4, dtype=torch.float64)}
+    model.pair_losses(same, patches)
+    assert torch.equal(fused[-1], patches)
+
+
+def test_margin_is_of_all_tokens_in_mlm_and_of_the_first_in_matching(processor: Processor, corpus: Corpus) -> None:
+    model, batch = built(processor, entropy_margin=50.0), batch_of(processor, corpus)
+    margin = 50.0 * 16 - 8 * (np.log(2 * np.pi) + 1)
+    with torch.no_grad():
+        for name in ("image", "text"):
+            model.get_submodule(f"{name}_pde").log_sigma_mlp[2].weight.zero_()
+            model.get_submodule(f"{name}_pde").log_sigma_projection.weight.zero_()
+    assert float(model.losses(batch)["margin"].detach()) == pytest.approx(0.01 * 2 * margin, rel=1e-5)
+    assert float(model.finetuning_losses(batch)["margin"].detach()) == pytest.approx(0.01 * margin, rel=1e-5)
+
+
+def test_stages_and_refusals(processor: Processor) -> None:
+    assert [stage.name for stage in active_stages(dataclasses.replace(TINY, finetune_fraction=0.0))] == ["pre-training"]
+    with pytest.raises(UserError, match=r"leave out --fusion\.fusion"):
+        dataclasses.replace(TINY, fusion=FusionEncoderConfig("merged_attention", 16, 1))
