@@ -63,23 +63,16 @@ def test_copies_stay_with_their_pair(processor: Processor, corpus: Corpus) -> No
     assert (one[0] != one[1]).any()
 
 
-def test_false_images_are_of_other_captions_and_half_of_the_pairs(processor: Processor, corpus: Corpus) -> None:
-    model, batch, fused = built(processor), batch_of(processor, corpus), []
-    batch = batch | {"group": torch.tensor([1.0, 1.0, 2.0, 3.0], dtype=torch.float64)}
-    patches = model.image_tokens(batch["image"])
-    original, labels = model.fuse, []
-    model.fuse = lambda words, text, visual, count: fused.append(visual) or original(words, text, visual, count)  # type: ignore[method-assign]
-    for number in range(40):
-        rng = ExampleRNG.of(number, 0, 4)
-        model.pair_losses(batch | {"uniform": torch.stack([rng.uniform(), rng.uniform()], 1)}, patches)
-        sources = [int((patches == visual).flatten(1).all(1).nonzero()[0]) for visual in fused[-1]]
-        for own, source in enumerate(sources):
-            assert source == own or batch["group"][source] != batch["group"][own]
-        labels += [own == source for own, source in enumerate(sources)]
-    assert 0.35 < sum(labels) / len(labels) < 0.65
-    same = batch | {"group": torch.zeros(4, dtype=torch.float64)}
-    model.pair_losses(same, patches)
-    assert torch.equal(fused[-1], patches)
+def test_labels_of_matching_follow_false_images(processor: Processor, corpus: Corpus) -> None:
+    model, batch = built(processor), batch_of(processor, corpus)
+    patches, never = model.image_tokens(batch["image"]), torch.full((4, 2), 0.9)
+    with torch.no_grad():
+        model.itm_head.weight.zero_()
+        model.itm_head.bias.copy_(torch.tensor([-30.0, 30.0]))  # all match
+    assert float(model.pair_losses(batch | {"uniform": never}, patches)["itm"].detach()) < 1e-6
+    one_false = never.clone()
+    one_false[2] = torch.tensor([0.1, 0.5])
+    assert float(model.pair_losses(batch | {"uniform": one_false}, patches)["itm"].detach()) == pytest.approx(60 / 4)
 
 
 def test_margin_is_of_all_tokens_in_mlm_and_of_the_first_in_matching(processor: Processor, corpus: Corpus) -> None:

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.columns.questions import UNKNOWN_ANSWER
-from polymodal.data.video_text import QuestionBatch
+from polymodal.data.processor import Processor
+from polymodal.data.video_text import QuestionBatch, sample_captions
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.layers.distributed import all_gather, world_size
 from polymodal.layers.logit_scale import LogitScale
-from polymodal.modalities.text import Tokens
+from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.modalities.text import Tokens, text_ids
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.reduction import global_mean
-from polymodal.types import Batch
+from polymodal.rng import ExampleRNG
+from polymodal.types import Batch, Example
 
 
 class PairsBatch(ImageTextBatch):
@@ -37,6 +40,17 @@ class PairsBatch(ImageTextBatch):
 
 class PairsQuestionBatch(PairsBatch, QuestionBatch):
     """Pairs, and questions about the images where the corpus has any."""
+
+
+def sample_image_pairs(
+    examples: list[Example], processor: Processor, augmentation: ImageAugmentation, example_rng: ExampleRNG
+) -> PairsBatch:
+    """Return augmented images and one of each one's captions, and what chooses the negatives of ITM."""
+    images, captions = ([example[name] for example in examples] for name in ("image", "text"))
+    image = processor.image.augmented(images, augmentation, example_rng, captions)
+    texts = sample_captions(examples, processor, example_rng)
+    uniform = torch.stack([example_rng.uniform(), example_rng.uniform()], dim=1)
+    return {"image": image, "text": processor.text(texts), "group": text_ids(texts), "uniform": uniform}
 
 
 class MultiwayPairs(nn.Module):

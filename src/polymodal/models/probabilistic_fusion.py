@@ -70,9 +70,9 @@ class ProbabilisticFusion(nn.Module):
         return torch.cat([pooled[:, None], patches], dim=1)
 
     def text_tokens(self, text: Tokens) -> Float[Tensor, "batch length width"]:
-        """Return the tokens, the first of which is the pooled vector."""
-        packed, packing, pooled = self.text_encoder(text)
-        return torch.cat([pooled[:, None], packing.pad(packed)[:, 1:]], dim=1)
+        """Return all tokens; the first is the start token, which stands for the text."""
+        packed, packing, _ = self.text_encoder(text)
+        return packing.pad(packed)
 
     def distribution(
         self, place: str, x: Float[Tensor, "batch tokens width"], mask: TextMask = None, count: int | None = None

@@ -1,24 +1,26 @@
-"""MAP: image-text pre-training in which every token is a Gaussian, whose variance says how uncertain it is.
+"""MAP: image-text pre-training in which tokens are Gaussians, whose variance says how many things they may mean.
 
 A caption fits many images and a word many regions, which points cannot say. A probability distribution encoder turns
 tokens into diagonal Gaussians by self-attention, so that a variance depends on the context, and the losses of
 pre-training are on distributions: contrast of [CLS] by 2-Wasserstein distance before fusion (D-VLC), masked language
-modeling and matching on samples of them after fusion (D-MLM, D-ITM). A margin of the entropy keeps variances from
-collapsing (section 3).
+modeling and matching on samples after it (D-MLM, D-ITM). A margin of the entropy keeps variances from collapsing
+(section 3).
 
 Terms: PDE = layers.probability_distribution_encoder.ProbabilityDistributionEncoder, D-VLC = losses.contrastive, D-MLM =
-losses.mlm, D-ITM = losses.itm, L_reg = losses.margin, W2 = objectives.wasserstein, co-attention =
+losses.mlm, D-ITM = losses.itm, L_reg = losses.margin, W2 = objectives.wasserstein.squared_wasserstein2, co-attention =
 models.fusion_encoder.FusionEncoder, re-ranking = MAP.itm_logits.
 
-Differs from the paper in: encoders start from random weights unless `--vision hf:openai/clip-vit-base-patch16` and
-`--text-encoder hf:roberta-base` are given; log sigma is clamped to -10 to 5, and temperature is the exponential of its
-parameter, of at least 0.01 (released: neither has a bound); false images are other ones of the batch, each pair has one
-with probability 0.5 (released: of the corpus, exactly half); equal captions are positives of D-VLC, no false pairs and
-drawn once; padding has no part in the margin (released: it has); attention has dropout in the PDE alone; words are
-masked token by token, which the released collator for whole words does, too, as it joins pieces by BERT's ## alone; one
-stage fine-tunes for retrieval, by D-VLC and D-ITM (released: by cross-entropy over 15 false texts), and for answers, of
-which a question has one; NLVR2 and SNLI-VE are left out, as no corpus here has two images or entailment.
-In evaluation logits are means over the mean and samples of a fixed seed; with one `embed` vector, retrieval is by W2.
+Differs from the paper in: encoders start from random weights, unless `--vision hf:openai/clip-vit-base-patch16` and
+`--text-encoder hf:roberta-base` are given; log sigma is within -10 and 5, and the temperature, learned as a logarithm,
+at least 0.01 (released: no bounds); the constant 4 of the similarity is left out, on which no softmax depends; false
+images are of the batch, each with probability 0.5 (released: of the corpus, exactly half); equal captions are positives
+of D-VLC and no false pairs; padding has no part in the margin (released: it has); attention weights have dropout in the
+PDE alone; single tokens are masked, as in effect by the released collator, which joins words by BERT's ## alone; one
+stage fine-tunes for retrieval by D-VLC and D-ITM (released: cross-entropy over 15 false texts) and for answers, at the
+size of pre-training (released: 384 px), of which a question has one; ITM ranks all pairs of `matching` (released: the
+128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an index are on a sphere, whose
+order is that of W2 up to rounding. NLVR2 and SNLI-VE are left out, as no corpus here has statements about two images
+or entailment.
 """
 
 from __future__ import annotations
@@ -38,18 +40,17 @@ from polymodal.data.columns.questions import UNKNOWN_ANSWER, AnswersColumn
 from polymodal.data.columns.text import TextColumn
 from polymodal.data.masked_input import MaskedTexts, mask_texts
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.data.video_text import sample_captions, sample_questions
+from polymodal.data.video_text import sample_questions
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.pretrained_text import mask_token_id
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
-from polymodal.layers.distributed import all_gather_with_grad, rank
+from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.modalities.image_augmentation import ImageAugmentation
-from polymodal.modalities.text import text_ids
 from polymodal.models.fusion_encoder import FusionEncoderConfig
-from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch
+from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch, sample_image_pairs
 from polymodal.models.probabilistic_fusion import FIRST, Fused, ProbabilisticFusion
-from polymodal.objectives.image_text_matching import positive_mask, sample_hard_negatives
+from polymodal.objectives.image_text_matching import sample_false_images
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.reduction import global_mean
 from polymodal.objectives.wasserstein import entropy_margin_loss, wasserstein_info_nce
@@ -95,7 +96,7 @@ class MAP(ProbabilisticFusion):
         towers = (recipe.image, recipe.text, recipe.fusion, vocab_size, num_answers)
         kinds = (recipe.samples, recipe.uncertainty, recipe.sequence_attention, recipe.temperature)
         super().__init__(*towers, *kinds)
-        self.recipe = recipe
+        self.recipe, self.margin = recipe, recipe.entropy_margin * recipe.fusion.width
 
     @whole_batch
     def losses(self, batch: MAPBatch) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ class MAP(ProbabilisticFusion):
         logits = self.mlm_logits(words, mask, batch["seed"])
         losses["mlm"] = masked_cross_entropy(logits.flatten(0, 1), text.ids[mask].repeat(len(logits)))
         # All tokens have the margin here, [CLS] alone in matching and answers.
-        margins = entropy_margin_loss(words, self._margin, text.mask), entropy_margin_loss(pixels, self._margin)
+        margins = entropy_margin_loss(words, self.margin, text.mask), entropy_margin_loss(pixels, self.margin)
         return self._with_margin(losses, *margins)
 
     @whole_batch
@@ -117,38 +118,27 @@ class MAP(ProbabilisticFusion):
         if "question" not in batch:
             return losses
         fused = self.fuse(self.text_tokens(batch["question"]), batch["question"], patches, 1)
-        logits, in_vocabulary = self.answer_head(self.pooled_copies(fused, batch["seed"])), batch["answer"] >= 0
-        assert UNKNOWN_ANSWER < 0
-        targets = F.one_hot(batch["answer"].clamp(min=0), logits.shape[-1]).to(logits).expand_as(logits)
+        logits, answer = self.answer_head(self.pooled_copies(fused, batch["seed"])), batch["answer"]
+        targets = F.one_hot(answer.clamp(min=0), logits.shape[-1]).to(logits).expand_as(logits)
         errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean(0)
+        in_vocabulary = answer != UNKNOWN_ANSWER
         losses["vqa"] = global_mean(errors[in_vocabulary].sum(), in_vocabulary.sum())
         return self._with_margin(losses, *self._first_margins(fused))
 
     def pair_losses(self, batch: NoisyPairsBatch, patches: Float[Tensor, "batch patches width"]) -> dict[str, Tensor]:
         """D-VLC, D-ITM and the margin of the latter. patches: of the image encoder."""
-        text, group, uniform, own = batch["text"], batch["group"], batch["uniform"], len(patches)
+        text, group = batch["text"], batch["group"]
         words, scale = self.text_tokens(text), self.recipe.distance_scale * self.logit_scale()
         of_image, of_text = self.contrasted("image", patches), self.contrasted("text", words, text.mask)
         losses = {"contrastive": wasserstein_info_nce(of_image, of_text, scale, group)}
-        # False images are sampled uniformly, from the batch of all processes.
-        candidates = all_gather_with_grad(patches)
-        places = torch.arange(own, device=patches.device) + own * rank()
-        positive = positive_mask(own, len(candidates), places, group)
-        false, is_there = sample_hard_negatives(
-            torch.zeros_like(positive, dtype=torch.float32), positive, uniform[:, 1]
-        )
-        is_false = (uniform[:, 0] < 0.5) & is_there
-        fused = self.fuse(words, text, candidates[torch.where(is_false, false, places)], 1)
+        images, is_false = sample_false_images(group, batch["uniform"])
+        fused = self.fuse(words, text, all_gather_with_grad(patches)[images], 1)
         logits = self.itm_head(self.pooled_copies(fused, batch["seed"]))
         losses["itm"] = F.cross_entropy(logits.flatten(0, 1), (~is_false).long().repeat(len(logits)))
         return self._with_margin(losses, *self._first_margins(fused))
 
-    @property
-    def _margin(self) -> float:
-        return self.recipe.entropy_margin * self.recipe.fusion.width
-
     def _first_margins(self, fused: Fused) -> list[Tensor]:
-        return [entropy_margin_loss(tokens.select(FIRST), self._margin) for tokens in fused]
+        return [entropy_margin_loss(tokens.select(FIRST), self.margin) for tokens in fused]
 
     def _with_margin(self, losses: dict[str, Tensor], *of_streams: Tensor) -> dict[str, Tensor]:
         """Add the margin of both streams to that of the losses so far; none with equal sigmas, which learn nothing."""
@@ -161,8 +151,8 @@ class MAP(ProbabilisticFusion):
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 64
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1.5e-3)
-    image: ImageEncoderConfig = ImageEncoderConfig(48, 12, 64, 2, 4, pool_type="cls")
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    image: ImageEncoderConfig = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
     text: TextEncoderConfig = TextEncoderConfig(2000, 32, 64, 1, 4, pool_type="cls")
     fusion: FusionEncoderConfig = FusionEncoderConfig("co_attention", 64, 1)
     uncertainty: bool = True
@@ -204,8 +194,8 @@ class Recipe(TrainingRecipe):
     def stages(self) -> tuple[Stage, ...]:
         last, heads = self.finetune_fraction, (*SHARED, "mlm_*")
         tuned = (*SHARED, "answer_head.*")
-        finetuning: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses"}
         scales = [dict.fromkeys(names, self.head_lr_scale) for names in (heads, tuned)]
+        finetuning: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses"}
         return (
             Stage("pre-training", 1 - last, ENCODERS + heads, lr_scales=scales[0]),
             Stage("fine-tuning", last, ENCODERS + tuned, {}, self.finetune_lr_scale, scales[1], **finetuning),
@@ -226,18 +216,8 @@ class Recipe(TrainingRecipe):
 
     def pairs_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> NoisyPairsBatch:
         """Augmented images and a caption of each, and what decides about false images and samples."""
-        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
-        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
-        texts = sample_captions(examples, processor, example_rng)
-        uniform = torch.stack([example_rng.uniform(), example_rng.uniform()], dim=1)
         seed = torch.from_numpy((example_rng.seeds >> np.uint64(1)).astype(np.int64))
-        pairs: PairsBatch = {
-            "image": image,
-            "text": processor.text(texts),
-            "group": text_ids(texts),
-            "uniform": uniform,
-        }
-        return {**pairs, "seed": seed}
+        return {**sample_image_pairs(examples, processor, self.augmentation, example_rng), "seed": seed}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MAPBatch:
         """Pairs, and their texts with masked tokens (BERT's 80/10/10)."""
@@ -265,10 +245,7 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Released configuration of pre-training: CLIP's ViT-B/16 and RoBERTa-base, 20,000 steps on COCO and VG.
-
-        Fine-tuning for retrieval: half of the learning rate, 512 pairs at 384 px.
-        """
+        """Released configuration: CLIP's ViT-B/16 and RoBERTa-base, 20,000 steps on COCO and VG."""
         return cls(
             image=ImageEncoderConfig(288, 16, 768, 12, 12, pool_type="cls"),
             text=TextEncoderConfig(50_265, 50, 768, 12, 12, pool_type="cls", dropout=0.1),
