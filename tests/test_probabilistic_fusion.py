@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.models import probabilistic_fusion
 from polymodal.models.fusion_encoder import FusionEncoderConfig
+from polymodal.objectives.answers import binary_answer_loss
 from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.wasserstein import entropy_margin_loss, squared_wasserstein2, wasserstein_info_nce
 
@@ -90,3 +92,17 @@ def test_distributions_samples_and_losses_are_the_released_ones(monkeypatch: pyt
     torch.testing.assert_close(mlm, GOLDEN["mlm_0"], atol=1e-5, rtol=1e-5)
     of_all = (entropy_margin_loss(image, margin) + entropy_margin_loss(text, margin)) / 2  # of padding, too
     torch.testing.assert_close(mlm + of_all, GOLDEN["mlm_1"], atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_of_answers_is_the_mean_over_copies_of_questions_with_a_known_answer() -> None:
+    torch.manual_seed(0)
+    logits, answer = torch.randn(3, 4, 5), torch.tensor([2, UNKNOWN_ANSWER, 0, 4])
+    losses = []
+    for copy in logits:
+        for row, right in zip(copy, answer.tolist(), strict=True):
+            if right != UNKNOWN_ANSWER:
+                signs = torch.tensor([1.0 if place == right else -1.0 for place in range(5)])
+                losses.append(-F.logsigmoid(signs * row).sum())
+    torch.testing.assert_close(binary_answer_loss(logits, answer), torch.stack(losses).mean())
+    of_copies = torch.stack([binary_answer_loss(copy, answer) for copy in logits])
+    torch.testing.assert_close(of_copies.mean(), torch.stack(losses).mean())

@@ -6,25 +6,53 @@ The architecture of METER (Dou et al. 2022) with the probability distribution en
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polymodal.data.masked_input import MaskedTexts
+from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.layers.gaussian import DiagonalGaussian, example_noise
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.probability_distribution_encoder import ProbabilityDistributionEncoder
+from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens
 from polymodal.models.fusion_encoder import FusionEncoderConfig
+from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch, sample_image_pairs
 from polymodal.objectives.wasserstein import sphere_vectors
-from polymodal.types import Batch
+from polymodal.rng import ExampleRNG
+from polymodal.types import Batch, Example
 
 TEXT, IMAGE, WORDS = range(3)  # streams of noise
 TextMask = Bool[Tensor, "batch length"] | None
 FIRST = (slice(None), 0)  # the first token of every sequence
 Fused = tuple[DiagonalGaussian, DiagonalGaussian]  # of all text and of all image tokens
+
+
+class NoisyPairsBatch(PairsBatch):
+    """seed: of the noise of each example's samples. uniform: whether an image is false, and which one it is."""
+
+    seed: Int[Tensor, " batch"]
+
+
+class NoisyMaskedText(NoisyPairsBatch, MaskedTexts):
+    """Pairs, and texts with masked tokens."""
+
+
+class NoisyQuestion(NoisyPairsBatch, PairsQuestionBatch):
+    """Pairs, and questions about the images where the corpus has any."""
+
+
+def sample_noisy_pairs(
+    examples: list[Example], processor: Processor, augmentation: ImageAugmentation, example_rng: ExampleRNG
+) -> NoisyPairsBatch:
+    """Return augmented images and one of each one's captions, and what decides about false images and samples."""
+    seed = torch.from_numpy((example_rng.seeds >> np.uint64(1)).astype(np.int64))
+    return {**sample_image_pairs(examples, processor, augmentation, example_rng), "seed": seed}
 
 
 class ProbabilisticFusion(nn.Module):

@@ -86,12 +86,12 @@ def sample_false_images(
     all processes, and True where it is false; a text without any negative keeps its own.
     """
     count = len(labels)
-    own = torch.arange(count, device=labels.device) + count * rank()
-    positive = positive_mask(count, count * world_size(), own, labels)
+    places = torch.arange(count, device=labels.device) + count * rank()
+    positive = positive_mask(count, count * world_size(), places, labels)
     same = torch.zeros_like(positive, dtype=torch.float32)
     false, is_there = sample_hard_negatives(same, positive, uniform[:, 1])
     is_false = (uniform[:, 0] < 0.5) & is_there
-    return torch.where(is_false, false, own), is_false
+    return torch.where(is_false, false, places), is_false
 
 
 def positive_mask(

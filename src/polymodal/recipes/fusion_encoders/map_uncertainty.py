@@ -18,9 +18,8 @@ of D-VLC and no false pairs; padding has no part in the margin (released: it has
 PDE alone; single tokens are masked, as in effect by the released collator, which joins words by BERT's ## alone; one
 stage fine-tunes for retrieval by D-VLC and D-ITM (released: cross-entropy over 15 false texts) and for answers, at the
 size of pre-training (released: 384 px), of which a question has one; ITM ranks all pairs of `matching` (released: the
-128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an index are on a sphere, whose
-order is that of W2 up to rounding. NLVR2 and SNLI-VE are left out, as no corpus here has statements about two images
-or entailment.
+128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an index are on a sphere, in the
+order of W2 but for rounding. NLVR2 and SNLI-VE are left out, as no corpus here has two images or entailment.
 """
 
 from __future__ import annotations
@@ -28,17 +27,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.image import ImageColumn
-from polymodal.data.columns.questions import UNKNOWN_ANSWER, AnswersColumn
+from polymodal.data.columns.questions import AnswersColumn
 from polymodal.data.columns.text import TextColumn
-from polymodal.data.masked_input import MaskedTexts, mask_texts
+from polymodal.data.masked_input import mask_texts
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
 from polymodal.data.video_text import sample_questions
 from polymodal.encoders.image import ImageEncoderConfig
@@ -48,11 +46,18 @@ from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.models.fusion_encoder import FusionEncoderConfig
-from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch, sample_image_pairs
-from polymodal.models.probabilistic_fusion import FIRST, Fused, ProbabilisticFusion
+from polymodal.models.probabilistic_fusion import (
+    FIRST,
+    Fused,
+    NoisyMaskedText,
+    NoisyPairsBatch,
+    NoisyQuestion,
+    ProbabilisticFusion,
+    sample_noisy_pairs,
+)
+from polymodal.objectives.answers import binary_answer_loss
 from polymodal.objectives.image_text_matching import sample_false_images
 from polymodal.objectives.masked_modeling import masked_cross_entropy
-from polymodal.objectives.reduction import global_mean
 from polymodal.objectives.wasserstein import entropy_margin_loss, wasserstein_info_nce
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
@@ -75,31 +80,16 @@ ENCODERS = ("image_encoder.*", "text_encoder.*")
 SHARED = ("fusion.*", "*_pde.*", "*_pooler.*", "logit_scale.*", "itm_head.*")
 
 
-class NoisyPairsBatch(PairsBatch):
-    """seed: of the noise of each example's samples. uniform: whether an image is false, and which one it is."""
-
-    seed: Int[Tensor, " batch"]
-
-
-class MAPBatch(NoisyPairsBatch, MaskedTexts):
-    """Pairs, and texts with masked tokens."""
-
-
-class MAPQuestionBatch(NoisyPairsBatch, PairsQuestionBatch):
-    """Pairs, and questions about the images where the corpus has any."""
-
-
 class MAP(ProbabilisticFusion):
     """The encoders, PDEs and heads with the losses."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, num_answers: int):
-        towers = (recipe.image, recipe.text, recipe.fusion, vocab_size, num_answers)
         kinds = (recipe.samples, recipe.uncertainty, recipe.sequence_attention, recipe.temperature)
-        super().__init__(*towers, *kinds)
+        super().__init__(recipe.image, recipe.text, recipe.fusion, vocab_size, num_answers, *kinds)
         self.recipe, self.margin = recipe, recipe.entropy_margin * recipe.fusion.width
 
     @whole_batch
-    def losses(self, batch: MAPBatch) -> dict[str, Tensor]:
+    def losses(self, batch: NoisyMaskedText) -> dict[str, Tensor]:
         """D-VLC, D-ITM and D-MLM, and the margin of the entropy."""
         patches, text, mask = self.image_tokens(batch["image"]), batch["text"], batch["masked_tokens"]
         losses = self.pair_losses(batch, patches)
@@ -111,18 +101,15 @@ class MAP(ProbabilisticFusion):
         return self._with_margin(losses, *margins)
 
     @whole_batch
-    def finetuning_losses(self, batch: MAPQuestionBatch) -> dict[str, Tensor]:
+    def finetuning_losses(self, batch: NoisyQuestion) -> dict[str, Tensor]:
         """D-VLC and D-ITM, and the binary cross-entropy summed over answers, where the corpus has questions."""
         patches = self.image_tokens(batch["image"])
         losses = self.pair_losses(batch, patches)
         if "question" not in batch:
             return losses
         fused = self.fuse(self.text_tokens(batch["question"]), batch["question"], patches, 1)
-        logits, answer = self.answer_head(self.pooled_copies(fused, batch["seed"])), batch["answer"]
-        targets = F.one_hot(answer.clamp(min=0), logits.shape[-1]).to(logits).expand_as(logits)
-        errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean(0)
-        in_vocabulary = answer != UNKNOWN_ANSWER
-        losses["vqa"] = global_mean(errors[in_vocabulary].sum(), in_vocabulary.sum())
+        logits = self.answer_head(self.pooled_copies(fused, batch["seed"]))
+        losses["vqa"] = binary_answer_loss(logits, batch["answer"])
         return self._with_margin(losses, *self._first_margins(fused))
 
     def pair_losses(self, batch: NoisyPairsBatch, patches: Float[Tensor, "batch patches width"]) -> dict[str, Tensor]:
@@ -211,25 +198,17 @@ class Recipe(TrainingRecipe):
         }
 
     def build(self, processor: Processor) -> MAP:
-        mask_token_id(processor.text.tokenizer)  # raises UserError where there is none
         return MAP(self, processor.text.tokenizer.vocab_size, len(processor.answers))
 
-    def pairs_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> NoisyPairsBatch:
-        """Augmented images and a caption of each, and what decides about false images and samples."""
-        seed = torch.from_numpy((example_rng.seeds >> np.uint64(1)).astype(np.int64))
-        return {**sample_image_pairs(examples, processor, self.augmentation, example_rng), "seed": seed}
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> NoisyMaskedText:
+        """Augmented images, a caption of each, and that with masked tokens (BERT's 80/10/10)."""
+        batch = sample_noisy_pairs(examples, processor, self.augmentation, example_rng)
+        vocabulary = mask_token_id(processor.text.tokenizer), example_rng, 1, processor.text.tokenizer.vocab_size
+        return {**batch, **mask_texts(batch["text"], self.mlm_probability, *vocabulary)}
 
-    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> MAPBatch:
-        """Pairs, and their texts with masked tokens (BERT's 80/10/10)."""
-        batch, tokenizer = self.pairs_batch(examples, processor, example_rng), processor.text.tokenizer
-        mask_id, vocab_size = mask_token_id(tokenizer), tokenizer.vocab_size
-        return {**batch, **mask_texts(batch["text"], self.mlm_probability, mask_id, example_rng, 1, vocab_size)}
-
-    def finetuning_batch(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> MAPQuestionBatch:
+    def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> NoisyQuestion:
         """Pairs, and a question about each image with its answer, where the corpus has questions."""
-        batch = self.pairs_batch(examples, processor, example_rng)
+        batch = sample_noisy_pairs(examples, processor, self.augmentation, example_rng)
         return {**batch, **sample_questions(examples, processor, example_rng)}
 
     @classmethod
