@@ -119,8 +119,8 @@ def test_variance_depends_on_the_sequence_unless_each_token_is_encoded_alone() -
         torch.testing.assert_close(encoder(x_padded, mask).select(mask), one.select(mask))
         for found, whole in zip(encoder(x, mask, 2), one, strict=True):
             torch.testing.assert_close(found, whole[:, :2])
-        assert (one.mean - x).square().mean() < x.square().mean() / 2  # residual of the mean alone
-        assert one.log_sigma.abs().max() < 2
+        torch.testing.assert_close(one.mean, x, atol=0.1, rtol=0)  # residual of the mean alone
+        assert one.log_sigma.abs().max() < 0.1
         with torch.no_grad():
             encoder.log_sigma_projection.bias.fill_(200.0)
         assert encoder(x).sigma.isfinite().all()

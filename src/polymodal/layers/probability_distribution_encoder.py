@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +17,7 @@ class ProbabilityDistributionEncoder(nn.Module):
     """Self-attention, one half of whose heads gives the mean, the other the log sigma (MAP, Ji et al. 2023, section 3.1
     and released code).
 
-    The mean has a residual connection from the input, the log sigma none, so that it starts around 0.
+    The mean has a residual connection from the input, the log sigma none, so that it starts near 0.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float = 0.0, sequence_attention: bool = True):
@@ -39,8 +37,7 @@ class ProbabilityDistributionEncoder(nn.Module):
         self.mean_norm, self.mean_mlp = nn.LayerNorm(width), mlp(width, 4 * width)
         self.log_sigma_norm, self.log_sigma_mlp = nn.LayerNorm(width), mlp(width, 4 * width)
         self.dropout = nn.Dropout(dropout)
-        # N(0, 0.02) at width 768 (released); wider for fewer channels, so that log sigma varies as much between tokens.
-        init_transformer(self, 0.02 * math.sqrt(768 / width))
+        init_transformer(self)
 
     def forward(
         self,
