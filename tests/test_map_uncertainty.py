@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polymodal.corpora import Corpus
 from polymodal.data.processor import Processor, fit_processor
@@ -65,8 +65,7 @@ def test_copies_stay_with_their_pair(processor: Processor, corpus: Corpus) -> No
 def test_labels_of_matching_follow_false_images(processor: Processor, corpus: Corpus) -> None:
     model, batch = built(processor), batch_of(processor, corpus)
     patches, never = model.image_tokens(batch["image"]), torch.full((4, 2), 0.9)
-    nn.init.zeros_(model.itm_head.weight)
-    model.itm_head.bias.data = torch.tensor([-30.0, 30.0])  # all match
+    model.itm_head.weight.data, model.itm_head.bias.data = torch.zeros(2, 32), torch.tensor([-30.0, 30.0])  # all match
     assert float(model.pair_losses(batch | {"uniform": never}, patches)["itm"].detach()) < 1e-6
     one_false = never.index_fill(0, torch.tensor([2]), 0.1)
     assert float(model.pair_losses(batch | {"uniform": one_false}, patches)["itm"].detach()) == pytest.approx(60 / 4)
