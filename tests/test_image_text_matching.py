@@ -5,7 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from polymodal.errors import UserError
-from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives, sample_itm_pairs
+from polymodal.objectives.image_text_matching import (
+    ITMPairs,
+    itm_loss,
+    sample_false_images,
+    sample_hard_negatives,
+    sample_itm_pairs,
+)
 from polymodal.rng import ExampleRNG
 
 
@@ -91,3 +97,19 @@ def test_the_pairs_of_a_certain_head_have_no_loss():
     pairs = ITMPairs(torch.arange(2), torch.arange(2), torch.tensor([1, 0]), torch.ones(2, dtype=torch.bool))
     assert itm_loss(torch.tensor([[0.0, 30.0], [30.0, 0.0]]), pairs) < 1e-6
     assert itm_loss(torch.tensor([[30.0, 0.0], [0.0, 30.0]]), pairs) == pytest.approx(30)
+
+
+def test_half_of_the_images_are_false_each_other_one_as_often_and_never_of_an_equal_caption():
+    labels, times = torch.tensor([1.0, 1.0, 2.0, 3.0]), 4000
+    index, is_false = zip(
+        *(sample_false_images(labels, uniform_of(ExampleRNG.of(0, 4 * n, 4))) for n in range(times)), strict=True
+    )
+    index, is_false = torch.stack(index), torch.stack(is_false)
+    assert torch.equal(labels[index] != labels, is_false)
+    assert (index[~is_false] == torch.arange(4).expand(times, -1)[~is_false]).all()
+    torch.testing.assert_close(is_false.double().mean(0), torch.full((4,), 0.5).double(), atol=0.03, rtol=0)
+    of_last = torch.bincount(index[:, 3][is_false[:, 3]], minlength=4)
+    torch.testing.assert_close(of_last / of_last.sum(), torch.tensor([1, 1, 1, 0]) / 3, atol=0.04, rtol=0)
+    kept, none = sample_false_images(torch.zeros(4), torch.zeros(4, 2))
+    assert kept.tolist() == [0, 1, 2, 3]
+    assert not none.any()

@@ -17,7 +17,7 @@ from typing import Any
 
 import polymodal as pm
 from polymodal import corpora, recipes
-from polymodal.claims import cloc, fdt, uknow
+from polymodal.claims import cloc, fdt, map_uncertainty, uknow
 from polymodal.claims import inductive_moment_matching as imm
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import write_plots
@@ -88,6 +88,13 @@ EXAMPLES = (
     Example("cloc", "scenes", ("region_retrieval",), 180, start=LOCALIZER),
     Example("uniqa", "rated_images", ("score_prediction",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
+    Example(
+        "map_uncertainty",
+        "emoji_keywords",
+        ("ambiguity", "calibration"),
+        60,
+        start=map_uncertainty.claim.treatment,
+    ),
 )
 
 

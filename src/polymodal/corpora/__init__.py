@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.emoji import emoji
     from polymodal.corpora.emoji_activities import emoji_activities
     from polymodal.corpora.emoji_cultures import emoji_cultures
+    from polymodal.corpora.emoji_keywords import emoji_keywords
     from polymodal.corpora.emoji_pages import emoji_pages
     from polymodal.corpora.emoji_records import emoji_records
     from polymodal.corpora.emoji_vendors import emoji_vendors
@@ -95,6 +96,7 @@ __all__ = [
     "emoji",
     "emoji_activities",
     "emoji_cultures",
+    "emoji_keywords",
     "emoji_pages",
     "emoji_records",
     "emoji_vendors",

@@ -32,7 +32,7 @@ from polymodal.encoders.pretrained import (
 from polymodal.encoders.text import PoolType, TextEncoderConfig, pool
 from polymodal.errors import UserError
 from polymodal.layers.transformer import Packing
-from polymodal.modalities.text import Tokens
+from polymodal.modalities.text import Tokenizer, Tokens
 
 MAX_CONTEXT_LENGTH = 512  # maximum tokens per text, where a source has no limit or a larger one
 TOKENIZER = "tokenizer"  # folder of a run
@@ -279,3 +279,18 @@ def _pooling_of(folder: Path) -> PoolType:
     if len(modes_used) == 1 and modes_used[0] in supported:
         return supported[modes_used[0]]
     raise UserError(f"The pooling of {folder} is {' and '.join(modes_used)}; only {', '.join(supported)} are built.")
+
+
+def mask_token_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the mask token: a pretrained tokenizer's own, or the one after the vocabulary.
+
+    Raises UserError for a pretrained tokenizer without one, such as CLIP's.
+    """
+    if not isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer.vocab_size
+    if tokenizer.tokenizer.mask_token_id is None:
+        raise UserError(
+            "Masked language modeling needs a text encoder whose tokenizer has a mask token, such as --text-encoder "
+            "hf:roberta-base."
+        )
+    return tokenizer.tokenizer.mask_token_id

@@ -15,17 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.data.columns.questions import UNKNOWN_ANSWER
-from polymodal.data.video_text import QuestionBatch
+from polymodal.data.processor import Processor
+from polymodal.data.video_text import QuestionBatch, sample_captions
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.layers.distributed import all_gather, world_size
 from polymodal.layers.logit_scale import LogitScale
-from polymodal.modalities.text import Tokens
+from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.modalities.text import Tokens, text_ids
 from polymodal.models.dual_encoder import ImageTextBatch
+from polymodal.objectives.answers import binary_answer_loss
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
-from polymodal.objectives.reduction import global_mean
-from polymodal.types import Batch
+from polymodal.rng import ExampleRNG
+from polymodal.types import Batch, Example
 
 
 class PairsBatch(ImageTextBatch):
@@ -37,6 +39,17 @@ class PairsBatch(ImageTextBatch):
 
 class PairsQuestionBatch(PairsBatch, QuestionBatch):
     """Pairs, and questions about the images where the corpus has any."""
+
+
+def sample_image_pairs(
+    examples: list[Example], processor: Processor, augmentation: ImageAugmentation, example_rng: ExampleRNG
+) -> PairsBatch:
+    """Return augmented images and one of each one's captions, and what chooses the negatives of ITM."""
+    images, captions = ([example[name] for example in examples] for name in ("image", "text"))
+    image = processor.image.augmented(images, augmentation, example_rng, captions)
+    texts = sample_captions(examples, processor, example_rng)
+    uniform = torch.stack([example_rng.uniform(), example_rng.uniform()], dim=1)
+    return {"image": image, "text": processor.text(texts), "group": text_ids(texts), "uniform": uniform}
 
 
 class MultiwayPairs(nn.Module):
@@ -82,10 +95,7 @@ class MultiwayPairs(nn.Module):
     def answer_losses(self, batch: PairsQuestionBatch) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Return the binary cross-entropy, summed over all answers, and the balance loss of the pass."""
         first, balance = self._first_token(batch["image"], batch["question"])
-        logits, in_vocabulary = self.answer_head(first), batch["answer"] != UNKNOWN_ANSWER
-        targets = F.one_hot(batch["answer"].clamp(min=0), logits.shape[1]).to(logits.dtype)
-        errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
-        return {"vqa": global_mean(errors[in_vocabulary].sum(), in_vocabulary.sum())}, [balance]
+        return {"vqa": binary_answer_loss(self.answer_head(first), batch["answer"])}, [balance]
 
     def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
         """Return the logit that each text matches each image."""

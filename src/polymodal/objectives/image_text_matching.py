@@ -76,6 +76,24 @@ def sample_itm_pairs(
     )
 
 
+def sample_false_images(
+    labels: Float[Tensor, " batch"], uniform: Float[Tensor, "batch 2"]
+) -> tuple[Int[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """Give each text a false image with probability 0.5, uniformly from those of other labels (ViLT, METER, MAP).
+
+    labels: equal for examples that are positives of each other. uniform: two random numbers in [0, 1) of each example,
+    which decide whether its image is false, and which one it is. Returns the index of each text's image among those of
+    all processes, and True where it is false; a text without any negative keeps its own.
+    """
+    count = len(labels)
+    places = torch.arange(count, device=labels.device) + count * rank()
+    positive = positive_mask(count, count * world_size(), places, labels)
+    same = torch.zeros_like(positive, dtype=torch.float32)
+    false, is_there = sample_hard_negatives(same, positive, uniform[:, 1])
+    is_false = (uniform[:, 0] < 0.5) & is_there
+    return torch.where(is_false, false, places), is_false
+
+
 def positive_mask(
     rows: int,
     candidates: int,

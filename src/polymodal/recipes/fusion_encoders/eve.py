@@ -34,15 +34,14 @@ from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.questions import AnswersColumn
 from polymodal.data.columns.text import LearnedTokenizer, TextColumn
 from polymodal.data.processor import Declared, Processor, SharedColumn, Sparse
-from polymodal.data.video_text import sample_captions, sample_questions
+from polymodal.data.video_text import sample_questions
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.errors import UserError
 from polymodal.modalities import Questions
 from polymodal.modalities.image_augmentation import ImageAugmentation
-from polymodal.modalities.text import text_ids
 from polymodal.models.masked_autoencoder import MaskedAutoencoderConfig
 from polymodal.models.masked_signal_modeling import MaskedPairsBatch, MaskedSignalModeling, mask_pairs
-from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch
+from polymodal.models.multiway_pairs import PairsBatch, PairsQuestionBatch, sample_image_pairs
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
@@ -181,11 +180,7 @@ class Recipe(TrainingRecipe):
 
     def pairs_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairsBatch:
         """Augmented images and a caption of each."""
-        images, captions = ([example[name] for example in examples] for name in ("image", "text"))
-        image = processor.image.augmented(images, self.augmentation, example_rng, captions)
-        texts = sample_captions(examples, processor, example_rng)
-        uniform = torch.stack([example_rng.uniform(), example_rng.uniform()], dim=1)
-        return {"image": image, "text": processor.text(texts), "group": text_ids(texts), "uniform": uniform}
+        return sample_image_pairs(examples, processor, self.augmentation, example_rng)
 
     def training_batch(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
