@@ -94,6 +94,7 @@ def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 OWN_DATA = "../tutorials/own-data.md"
+FORMATS = "../data-formats.md"
 DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
 
 
@@ -124,6 +125,9 @@ def own_data(entry: recipes.Entry) -> list[str]:
             "Pairs of a better and a worse answer, which `polymodal sample-preferences runs/start --out pairs` writes."
         )
         path = "pairs --init runs/start"
+    elif "threads" in entry.modalities:
+        needs = f"A table of posts with text and code, and a table of labelled pairs ([format]({FORMATS}#posts))."
+        path = "forum"
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"
