@@ -53,9 +53,14 @@ def test_parts_of_a_function():
     assert body == "    total = x\n    total += y\n    return total"
     assert parts_of_function(CODE, "Add.")[1] == "def add(x, y=(1,\n        2)):  # sum"
     posts = [two_posts(summary, rest, CODE, np.random.default_rng(seed)) for seed in range(20)]
-    assert {post[0] for both in posts if both for post in both} == {summary, rest}
-    assert all(both and "\n".join(sorted((both[0][1], both[1][1]))) for both in posts)
-    assert len(set(posts)) == 4  # which text and which half is first is independent
+    forms = set()
+    for both in posts:
+        assert both is not None
+        texts, codes = zip(*both, strict=True)
+        assert sorted(texts) == sorted([summary, rest])
+        assert CODE in ("\n".join(codes), "\n".join(codes[::-1]))  # all lines, in two parts
+        forms.add((texts[0] == summary, CODE.startswith(codes[0])))
+    assert len(forms) == 4  # which text and which part of the code is first is independent
     assert two_posts(summary, "Too short.", CODE, np.random.default_rng(0)) is None
 
 

@@ -2,8 +2,8 @@
 
 The question about a function is the summary of its docstring (text) and its doctest or signature (code), the answer the
 rest of its docstring and its body, which may repeat what the question quotes. A function whose docstring has a rest is
-asked about twice, which makes duplicates: one post has the summary and the other one the rest, one has the first half
-of the code and the other one the second half, at random, so that the form of a post says nothing. Each first post also
+asked about twice, which makes duplicates: one post has the summary and the other one the rest, one has the beginning
+of the code and the other one the end, at random, so that the form of a post says nothing. Each first post also
 has three negative pairs, with second posts of other functions of the split: the most similar by BM25 (`similar_text`),
 one of the same module (`similar_tags`), and one of another package (`different`). Splits are by module, and functions
 with equal code are in one, so that no function is in two splits.
@@ -70,13 +70,14 @@ def two_posts(
 ) -> tuple[tuple[str, str], tuple[str, str]] | None:
     """Return text and code of two posts about a function; None where there is too little for two.
 
-    Each post has one of both texts and one half of the code, at random and independently of each other.
+    Each post has one of both texts and one part of the code, at random and independently of each other. The code is cut
+    between a quarter and three quarters of its lines, since duplicates of equal length would be known by it.
     """
     lines = [line for line in code.splitlines() if line.strip()]
-    halves = ["\n".join(lines[: len(lines) // 2]), "\n".join(lines[len(lines) // 2 :])]
     if len(rest.split()) < MIN_WORDS or len(lines) < MIN_LINES:
         return None
-    texts = [summary, rest]
+    cut = int(rng.integers(len(lines) // 4, 3 * len(lines) // 4 + 1))
+    halves, texts = ["\n".join(lines[:cut]), "\n".join(lines[cut:])], [summary, rest]
     (first, second), (one, other) = (rng.permutation(2).tolist() for _ in range(2))
     return (texts[first], halves[one]), (texts[second], halves[other])
 
@@ -90,7 +91,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         row["code"], row["parts"] = code[0]["text"], parts_of_function(code[0]["text"], docstring[0]["text"])
         summary, _, rest, _ = row["parts"]
         row["posts"] = two_posts(summary, rest, row["code"], np.random.default_rng(zlib.crc32(row["key"].encode())))
-    links = {}
+    links: dict[str, list[tuple[str, int]]] = {}
     for split in library.splits:
         links |= labelled_links([row for row in rows if row["split"] == split and row["posts"] is not None])
     for row in prepare.track(rows, "Composing posts"):
@@ -117,7 +118,7 @@ def labelled_links(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]
     for number, row in enumerate(rows):
         of_module[row["module"]].append(number)
         of_code[row["code"]].append(number)
-    found = {}
+    links = {}
     for number, row in enumerate(rows):
         rng, same = np.random.default_rng(number), of_code[row["code"]]
         similar = index.top(" ".join(row["posts"][0]), 1, same).tolist()
@@ -125,10 +126,10 @@ def labelled_links(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]
         others = [n for n, other in enumerate(rows) if other["package"] != row["package"] and n not in similar]
         # In the order of `LABELS`: the duplicate, and a negative of each kind.
         chosen = (number, *(int(rng.choice(some)) if some else None for some in (similar, siblings, others)))
-        found[row["key"]] = [
+        links[row["key"]] = [
             (_second_key(rows[other]), label) for label, other in enumerate(chosen) if other is not None
         ]
-    return found
+    return links
 
 
 def _second_key(row: dict[str, Any]) -> str:

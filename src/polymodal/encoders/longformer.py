@@ -28,21 +28,21 @@ class LongformerEncoderConfig:
 
     vocab_size: PositiveInt = 4000
     """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus and keeps case."""
-    context_length: ContextLength = 128
+    context_length: ContextLength = 96
     """Maximum sequence length in tokens, of both segments and the special tokens together."""
-    width: PositiveInt = 96
+    width: PositiveInt = 128
     """Embedding width of tokens."""
-    depth: PositiveInt = 2
+    depth: PositiveInt = 1
     """Number of transformer blocks."""
     num_heads: PositiveInt = 4
     """Attention heads per block."""
-    attention_window: PositiveInt = 32
+    attention_window: PositiveInt = 64
     """Tokens of the window of local attention, on both sides together; an even number."""
     dropout: DecayRate = 0.0
     """Dropout probability of embeddings, of attention weights, and after attention and MLP."""
-    equal_queries_and_keys: bool = True
-    """Whether queries and keys have equal weights at the start, so that equal tokens attend to each other (mimetic
-    initialization, Trockman and Kolter 2023), without which small data do not teach it; not in the paper."""
+    mimetic_init: bool = True
+    """Mimetic initialization of attention (Trockman and Kolter 2023), without which few examples do not teach that
+    equal tokens match; not in the paper."""
 
     def build(self, vocab_size: int) -> LongformerEncoder:
         """Build the encoder. vocab_size: entries of the tokenizer, without the mask token."""
@@ -69,11 +69,11 @@ class LongformerEncoder(Encoder):
             config.attention_window,
             config.dropout,
             NORM_EPS,
-            config.equal_queries_and_keys,
+            config.mimetic_init,
         )
         self.pooler = nn.Linear(config.width, config.width)
         # Where equal tokens are to attend to each other, tokens outweigh positions and token types.
-        position_std, type_std = (0.005, 0.01) if config.equal_queries_and_keys else (0.02, 0.02)
+        position_std, type_std = (0.005, 0.01) if config.mimetic_init else (0.02, 0.02)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=position_std)
         nn.init.normal_(self.token_type.weight, std=type_std)

@@ -82,16 +82,16 @@ def bm25_scores(pairs: LabelledPairs) -> Float[np.ndarray, " pairs"]:
 
 def duplicate_ranks(
     similarity: Float[np.ndarray, "queries candidates"],
-    own: Int[np.ndarray, " queries"],
+    queries: Int[np.ndarray, " queries"],
     relevant: Bool[np.ndarray, "queries candidates"],
 ) -> Int[np.ndarray, " queries"]:
     """Return the rank, from 1, of the first duplicate of each query, which is no candidate itself.
 
-    own: the number of each query among the candidates. A candidate as similar as the duplicate counts as before it, and
-    so does one whose similarity is NaN.
+    queries: the number of each query among the candidates. A candidate as similar as the duplicate counts as before it,
+    and so does one whose similarity is NaN.
     """
     candidate = np.ones_like(relevant)
-    candidate[np.arange(len(own)), own] = False
+    candidate[np.arange(len(queries)), queries] = False
     right = relevant & candidate
     best = np.where(right & ~np.isnan(similarity), similarity, -np.inf).max(axis=1, keepdims=True)
     return 1 + (candidate & ~right & ~(similarity < best)).sum(axis=1)

@@ -63,13 +63,13 @@ def local_attention(
 
     keys, values = (torch.cat([of_blocks(x), with_neighbors(x)], dim=2) for x in (key, value))
     device = query.device
-    own = torch.arange(blocks * size, device=device).view(blocks, size, 1)
+    place = torch.arange(blocks * size, device=device).view(blocks, size, 1)
     other = torch.arange(-size, (blocks + 1) * size, device=device).unfold(0, 3 * size, size)[:, None]
     # A global token is a key once, among the global ones.
-    near = ((own - other).abs() <= window // 2) & (other >= num_global)
+    near = ((place - other).abs() <= window // 2) & (other >= num_global)
     real = F.pad(mask, (size, padded + size)).unfold(1, 3 * size, size)[:, :, None]
     # A token at which there is only padding attends to itself, since a softmax over nothing is no number.
-    visible = (near & real) | (own == other)
+    visible = (near & real) | (place == other)
     leading = mask[:, None, None, :num_global].expand(batch, blocks, size, num_global)
     allowed = torch.cat([leading, visible.expand(batch, blocks, size, 3 * size)], dim=3).flatten(0, 1)[:, None]
     y = F.scaled_dot_product_attention(in_blocks(query), keys, values, attn_mask=allowed, dropout_p=dropout)
@@ -110,6 +110,21 @@ class LocalGlobalAttention(Attention):
         return qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
+@torch.no_grad()
+def mimetic_init_(attention: LocalGlobalAttention, gain: float = 4.0) -> None:
+    """Initialize such that equal tokens attend to each other, and outputs are like inputs, from the first step on.
+
+    Queries and keys have equal weights; the output projection is `gain` times the transpose of the values'. This is
+    mimetic initialization (Trockman and Kolter 2023, section 3) with a larger gain: a mean over many tokens, such as
+    that of a global token, is small.
+    """
+    width = attention.out.in_features
+    query, key, value = attention.qkv.weight.split(width)
+    key.copy_(query)
+    attention.qkv_global.weight[2 * width :].copy_(value)
+    attention.out.weight.copy_(gain * value.T)
+
+
 def longformer(
     width: int,
     depth: int,
@@ -117,12 +132,11 @@ def longformer(
     window: int,
     dropout: float = 0.0,
     norm_eps: float = 1e-12,
-    equal_queries_and_keys: bool = False,
+    mimetic: bool = False,
 ) -> Transformer:
     """Build the post-norm blocks of Longformer, with global attention of the first token (CLS) alone.
 
-    equal_queries_and_keys: start with equal projections of both, so that equal tokens attend to each other from the
-    first step on (mimetic initialization, Trockman and Kolter 2023, section 3).
+    mimetic: see `mimetic_init_`.
     """
     transformer = Transformer(width, depth, num_heads, dropout=dropout, kind=PostNormBlock)
     for block in transformer.blocks:
@@ -132,9 +146,8 @@ def longformer(
         attention.out.load_state_dict(block.attention.out.state_dict())
         nn.init.normal_(attention.qkv_global.weight, std=width**-0.5)
         nn.init.zeros_(attention.qkv_global.bias)
-        if equal_queries_and_keys:
-            with torch.no_grad():
-                attention.qkv.weight[width : 2 * width] = attention.qkv.weight[:width]
+        if mimetic:
+            mimetic_init_(attention)
         attention.dropout = dropout
         block.attention = attention
         block.norm1.eps = block.norm2.eps = norm_eps

@@ -35,7 +35,7 @@ class PairedTokens(Tokens):
         return replace(self, ids=ids, lengths=lengths, first_lengths=first)
 
 
-def truncate_longest_first(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+def truncate_longer(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
     """Take tokens from the end of the longer of two sequences until both fit; of equally long ones, from the second.
 
     This is the strategy `longest_first` of transformers' tokenizers.
@@ -58,7 +58,7 @@ def paired_tokens(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_le
     texts = encode_without_special_tokens(tokenizer, [text for pair in pairs for text in pair])
     rows, first_lengths = [], []
     for first, second in zip(texts[::2], texts[1::2], strict=True):
-        first, second = truncate_longest_first(first, second, max_length - (3 if second else 2))
+        first, second = truncate_longer(first, second, max_length - (3 if second else 2))
         rows.append([start, *first, end, *([*second, end] if second else [])])
         first_lengths.append(len(first) + 2)
     tokens = Tokens.of(rows)

@@ -25,7 +25,7 @@ from polymodal.corpora.formats._items import column_of, headings_of, plain, read
 from polymodal.corpora.formats._tables import concatenated
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UserError
-from polymodal.modalities import Text, Threads
+from polymodal.modalities import Modality, Text, Threads
 from polymodal.modalities.thread import DUPLICATE, LABELS, PARTS, stored_thread
 
 description = "questions and answers with text and code, and a table of labelled pairs; SODD"
@@ -124,7 +124,7 @@ def _rows_of(
         "group": [keys[groups.root(row)] for row in range(len(keys))],
     }
     table = pa.table(columns | {name: value for name, value in further.items() if name not in columns})
-    kinds = {"thread": Threads(), "text": Text()}
+    kinds: dict[str, Modality] = {"thread": Threads(), "text": Text()}
     count = sum(map(len, links.values()))
     notes = (f"{count:,} labelled pairs of {len(keys):,} posts; duplicates are in one split.",)
     return Rows(table, data.root, kinds, split=split, keys="id", skipped=tuple(skipped), notes=notes)
@@ -168,18 +168,18 @@ class _PostParser(HTMLParser):
 
 def _headings(data: DataFiles) -> dict[Path, list[str]]:
     """Return the plain headings of the tables of a data set."""
-    found = {}
+    headings = {}
     for file in data.files:
         if file in data.crowded:
             continue
         if suffix_of(file) in PARQUET:
             try:
-                found[file] = [plain(name) for name in pq.read_schema(file).names]
+                headings[file] = [plain(name) for name in pq.read_schema(file).names]
             except (OSError, pa.ArrowException):
                 continue
         else:
-            found[file] = [plain(name) for name in headings_of(file)]
-    return found
+            headings[file] = [plain(name) for name in headings_of(file)]
+    return headings
 
 
 def _is_posts(names: Sequence[str]) -> bool:

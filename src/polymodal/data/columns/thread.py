@@ -33,9 +33,9 @@ class Linked(NamedTuple):
 class OtherThreads:
     """The training threads that are no duplicates of a thread, directly or through others; read when sampled."""
 
-    def __init__(self, corpus: Corpus, rows: np.ndarray, clusters: np.ndarray, own: int):
-        """rows: of training. clusters: of every row of the corpus. own: the cluster that is left out."""
-        self._corpus, self._rows, self._clusters, self._own = corpus, rows, clusters, own
+    def __init__(self, corpus: Corpus, rows: np.ndarray, clusters: np.ndarray, cluster: int):
+        """rows: of training. clusters: of every row of the corpus. cluster: that is left out."""
+        self._corpus, self._rows, self._clusters, self._cluster = corpus, rows, clusters, cluster
 
     def sample(self, part: str, other_than: str, rng: np.random.Generator) -> str | None:
         """Sample a part, such as `answer_text`, of another thread; None where no thread that was looked at has one.
@@ -45,7 +45,7 @@ class OtherThreads:
         column = self._corpus.column_with(Threads)
         for _ in range(ATTEMPTS if len(self._rows) else 0):
             row = int(self._rows[rng.integers(len(self._rows))])
-            if self._clusters[row] == self._own:
+            if self._clusters[row] == self._cluster:
                 continue
             try:
                 text = getattr(self._corpus.value(row, column), part)
@@ -120,6 +120,8 @@ class _Links:
         """same: of the same table with other splits."""
         self.table, self.splits = corpus.table, corpus.splits
         self.split = np.full(len(corpus), -1)
+        self.rows: dict[str, int]
+        self.clusters: np.ndarray
         for number, rows in enumerate(corpus.splits.values()):
             self.split[rows] = number
         if same is not None:

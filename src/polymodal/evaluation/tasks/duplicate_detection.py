@@ -104,18 +104,18 @@ def index_scores(method: nn.Module, processor: Processor, name: str, examples: l
     queries = [n for n in queries if (clusters == clusters[n]).sum() > 1][:MAX_QUERIES]
     if not queries:
         return []
-    own = np.array(queries)
-    relevant = clusters[own, None] == clusters
+    numbers = np.array(queries)
+    relevant = clusters[numbers, None] == clusters
     vectors = embed(method, processor, 256, thread=examples)["thread"]
     words = [" ".join(example.thread.post) for example in examples]
     index = BM25(words)
     by_words = np.stack([index.scores(words[number]) for number in queries])
-    found = [np.flatnonzero(row) for row in relevant]
-    others = [numbers[numbers != number] for numbers, number in zip(found, queries, strict=True)]
+    duplicates = [np.flatnonzero(row) for row in relevant]
+    others = [both[both != number] for both, number in zip(duplicates, queries, strict=True)]
     scores = []
-    for end, similarity in (("", (vectors[own] @ vectors.T).float().numpy()), ("/bm25", by_words)):
-        ranks = duplicate_ranks(similarity, own, relevant)
-        scores += retrieval_scores(f"{name}{end}", ranks, others, len(examples) - 1, clusters[own])
+    for end, similarity in (("", (vectors[numbers] @ vectors.T).float().numpy()), ("/bm25", by_words)):
+        ranks = duplicate_ranks(similarity, numbers, relevant)
+        scores += retrieval_scores(f"{name}{end}", ranks, others, len(examples) - 1, clusters[numbers])
     return scores
 
 
@@ -147,8 +147,8 @@ def _validate(inputs: TaskInputs) -> list[Score]:
 
 def plot(inputs: TaskInputs) -> Panels:
     """Posts with the most similar posts of the index; green: duplicates."""
-    rows, found = inputs.test_examples(MAX_CANDIDATES)
-    examples = _examples(found)
+    rows, test = inputs.test_examples(MAX_CANDIDATES)
+    examples = _examples(test)
     clusters = np.array([example.cluster for example in examples])
     twice = np.flatnonzero([(clusters == one).sum() > 1 for one in clusters])
     numbers = twice if len(twice) else np.arange(len(rows))

@@ -10,14 +10,14 @@ models.siamese_classifier, input pair types = data.thread_pairs.QA_PAIRS and SP_
 full-text negatives = corpora.bm25.
 
 Differs from the paper in: byte-level BPE instead of WordPiece, and a mask token that is never predicted; padding is
-neither attended to nor predicted, and SP pairs are of their own files, both unlike the released script; pairs of posts
-are trained in both orders; learning rates follow one schedule over all stages; code search on CodeSearchNet, a separate
-classifier that is fine-tuned on other data, is left out.
+neither attended to nor predicted, and SP pairs are of their own kinds, unlike in the released script; posts are paired
+in both orders, and by default compared by cosine, the script's alternative; one learning-rate schedule over all stages;
+mimetic initialization of small models; code search on CodeSearchNet, a classifier of other data, is left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,7 +34,6 @@ from polymodal.data.processor import Declared, Optional, Processor, SharedColumn
 from polymodal.data.thread_pairs import PartPairBatch, PostPairBatch, part_pair_batch, post_pair_batch
 from polymodal.encoders.longformer import LongformerEncoderConfig
 from polymodal.layers.distributed import all_gather, all_gather_with_grad
-from polymodal.layers.transformer import select_rows
 from polymodal.modalities.thread import DUPLICATE
 from polymodal.models.siamese_classifier import ConcatenationHead, CosineHead
 from polymodal.objectives.masked_modeling import masked_cross_entropy
@@ -82,10 +81,8 @@ class MQDD(nn.Module):
     def losses(self, batch: PartPairBatch) -> dict[str, Tensor]:
         """mlm: masked language modeling. sp, qa: binary cross-entropy of the pairs of each task (equal weights)."""
         states, packing, pooled = self.encoder(batch["mlm_pair"])
-        masked = batch["masked_pair"]
-        rows = packing.pack(masked).nonzero().squeeze(1)
-        targets = batch["pair"].ids[masked]
-        losses = {"mlm": masked_cross_entropy(self.vocab_head(select_rows(states, rows)), targets)}
+        logits = self.vocab_head(states[packing.pack(batch["masked_pair"])])
+        losses = {"mlm": masked_cross_entropy(logits, batch["pair"].ids[batch["masked_pair"]])}
         # A task weighs as much as its part of the batch: the means are over all examples.
         task_mask = torch.stack([batch["same_post"], 1 - batch["same_post"]], dim=1)
         each = task_masked_bce(self.pair_head(pooled), batch["matches"], task_mask)
@@ -125,8 +122,8 @@ class MQDD(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
-    batch_size: PositiveInt = 64
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.01)
+    batch_size: PositiveInt = 32
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01)
     encoder: LongformerEncoderConfig = LongformerEncoderConfig()
     objectives: Literal["mlm+sp+qa", "mlm+sp", "mlm+qa", "mlm"] = "mlm+sp+qa"
     """Losses of pre-training; the pairs that are read are the same."""
@@ -134,18 +131,19 @@ class Recipe(TrainingRecipe):
     """Probability of a token to be predicted."""
     pair_dim: PositiveInt = 128
     """Inner width of the head of SP and QA."""
-    short_length: PositiveInt = 64
+    short_length: PositiveInt = 48
     """Maximum sequence length in tokens of the first part of pre-training (curriculum of length)."""
     short_fraction: UnitInterval = 0.5
     """Fraction of pre-training with short sequences."""
-    finetune_fraction: UnitInterval = 0.4
+    finetune_fraction: UnitInterval = 0.5
     """Fraction of the budget for fine-tuning on duplicates; 0 pre-trains only, 1 fine-tunes only."""
     finetune_lr_scale: NonNegativeFloat = 1.0
     """Factor of the learning rate in fine-tuning."""
     finetune_dropout: DecayRate = 0.1
     """Dropout probability of the encoder in fine-tuning (0.3 in the paper)."""
-    duplicate_head: Literal["concatenation", "cosine"] = "concatenation"
-    """Head on the vectors of both posts: an MLP on their concatenation, or their cosine similarity."""
+    duplicate_head: Literal["concatenation", "cosine"] = "cosine"
+    """Head on the vectors of both posts: an MLP on their concatenation (as in the paper), or their cosine similarity,
+    the alternative of the released code, which few pairs teach."""
     duplicate_dim: PositiveInt = 64
     """Inner width of the head of duplicates."""
     head_dropouts: tuple[DecayRate, DecayRate] = (0.1, 0.1)
@@ -163,22 +161,14 @@ class Recipe(TrainingRecipe):
     }
 
     def stages(self) -> tuple[Stage, ...]:
-        heads = ("encoder.*", "vocab_head.*", "pair_head.*")
-        pretraining = 1 - self.finetune_fraction
+        heads, tuned = ("encoder.*", "vocab_head.*", "pair_head.*"), ("encoder.*", "duplicate_head.*")
         losses = "duplicate_f1_losses" if self.duplicate_loss == "f1" else "duplicate_losses"
+        duplicates = Stage("duplicates", self.finetune_fraction, tuned, lr_scale=self.finetune_lr_scale, losses=losses)
+        pretraining = 1 - self.finetune_fraction
         return (
             Stage("pre-training, short", pretraining * self.short_fraction, heads, batch="short_batch"),
             Stage("pre-training", pretraining * (1 - self.short_fraction), heads),
-            Stage(
-                "duplicates",
-                self.finetune_fraction,
-                ("encoder.*", "duplicate_head.*"),
-                lr_scale=self.finetune_lr_scale,
-                rows="duplicate_rows",
-                batch="duplicate_batch",
-                losses=losses,
-                on_start="start_fine_tuning",
-            ),
+            replace(duplicates, rows="duplicate_rows", batch="duplicate_batch", on_start="start_fine_tuning"),
         )
 
     def columns(self) -> Declared:
@@ -199,8 +189,7 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PartPairBatch:
         """Sample pairs of parts, which are cut to the encoder's context length."""
-        length = self.encoder.context_length
-        return part_pair_batch(examples, processor, example_rng, self.mlm_probability, length)
+        return part_pair_batch(examples, processor, example_rng, self.mlm_probability, self.encoder.context_length)
 
     def duplicate_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PostPairBatch:
         """Sample a duplicate or a negative of each post."""
@@ -210,7 +199,14 @@ class Recipe(TrainingRecipe):
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         encoder = LongformerEncoderConfig(300, 32, width=16, depth=2, num_heads=2, attention_window=8)
-        return cls(encoder=encoder, pair_dim=16, duplicate_dim=16, short_length=16, batch_size=4)
+        return cls(
+            encoder=encoder,
+            pair_dim=16,
+            short_length=16,
+            duplicate_head="concatenation",
+            duplicate_dim=16,
+            batch_size=4,
+        )
 
     @classmethod
     def paper(cls) -> Recipe:
@@ -223,7 +219,7 @@ class Recipe(TrainingRecipe):
         total = short + full + tuned
         return cls(
             encoder=LongformerEncoderConfig(
-                50_265, 1024, width=768, depth=12, num_heads=12, attention_window=256, dropout=0.1
+                50_265, 1024, 768, 12, 12, attention_window=256, dropout=0.1, mimetic_init=False
             ),
             pair_dim=1000,
             short_length=256,
@@ -231,6 +227,7 @@ class Recipe(TrainingRecipe):
             finetune_fraction=tuned / total,
             finetune_lr_scale=5e-6 / 1e-5,
             finetune_dropout=0.3,
+            duplicate_head="concatenation",
             duplicate_dim=256,
             head_dropouts=(0.4, 0.3),
             head_penalty=0.03,
