@@ -123,7 +123,7 @@ class MQDD(nn.Module):
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: PositiveInt = 32
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-4, weight_decay=0.01)
     encoder: LongformerEncoderConfig = LongformerEncoderConfig()
     objectives: Literal["mlm+sp+qa", "mlm+sp", "mlm+qa", "mlm"] = "mlm+sp+qa"
     """Losses of pre-training; the pairs that are read are the same."""
@@ -137,7 +137,7 @@ class Recipe(TrainingRecipe):
     """Fraction of pre-training with short sequences."""
     finetune_fraction: UnitInterval = 0.5
     """Fraction of the budget for fine-tuning on duplicates; 0 pre-trains only, 1 fine-tunes only."""
-    finetune_lr_scale: NonNegativeFloat = 1.0
+    finetune_lr_scale: NonNegativeFloat = 2.0
     """Factor of the learning rate in fine-tuning."""
     finetune_dropout: DecayRate = 0.1
     """Dropout probability of the encoder in fine-tuning (0.3 in the paper)."""
