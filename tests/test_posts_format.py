@@ -48,8 +48,11 @@ def test_posts_and_pairs(tmp_path):
     for start in range(0, 30, 3):  # q0 ~ q1 and q1 ~ q2: duplicates are transitive
         assert len({split_of[start + n] for n in range(3)}) == 1
         assert len({column.load(corpus, start + n).cluster for n in range(3)}) == 1
-    for row in range(40):  # a pair whose posts are in two splits is left out
-        assert all(split_of[link.row] == split_of[row] for link in column.load(corpus, row).linked)
+    linked = {row: {link.row for link in column.load(corpus, row).linked} for row in range(40)}
+    for row in corpus.rows("train").tolist():  # no post of another split is trained on
+        assert {split_of[other] for other in linked[row]} <= {"train"}
+    assert all(split_of[n] == "train" or linked[n] >= {n + 1} for n in range(0, 30, 3))
+    assert 39 in linked[0] or (split_of[0] == "train" and split_of[39] != "train")
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class OtherThreads:
 
 
 class ThreadExample(NamedTuple):
-    """A thread with its links to threads of the same split, and the other threads, of which negatives are sampled.
+    """A thread with its links, of training only to training, and the other threads, of which negatives are sampled.
 
     cluster: equal for duplicates, and for duplicates of duplicates.
     """
@@ -114,7 +114,7 @@ class QueryColumn(TextColumn):
 
 
 class _Links:
-    """rows: row by key. clusters: of each row. split: number of the split of each row, -1 for none."""
+    """rows: row by key. clusters: of each row. split: number of the split of each row, -1 for none. train: of these."""
 
     def __init__(self, corpus: Corpus, same: _Links | None = None):
         """same: of the same table with other splits."""
@@ -124,6 +124,7 @@ class _Links:
         self.clusters: np.ndarray
         for number, rows in enumerate(corpus.splits.values()):
             self.split[rows] = number
+        self.train = [*corpus.splits].index("train") if "train" in corpus.splits else None
         if same is not None:
             self.rows, self.clusters = same.rows, same.clusters
             return
@@ -136,10 +137,10 @@ class _Links:
         self.clusters = np.array([groups.root(row) for row in range(len(corpus))])
 
     def of(self, row: int, links: Sequence[Link]) -> Iterator[tuple[int, int]]:
-        """Yield row and label of each link whose other thread is not in another split."""
+        """Yield row and label of each link; of a training thread not those to threads of other splits."""
         for link in links:
             other = self.rows.get(link.key, row)
-            if other != row and self.split[other] in (self.split[row], -1):
+            if other != row and (self.split[row] != self.train or self.split[other] in (self.train, -1)):
                 yield other, link.label
 
 

@@ -120,16 +120,14 @@ def index_scores(method: nn.Module, processor: Processor, name: str, examples: l
 
 
 def detection_scores(method: nn.Module, processor: Processor, reader: Reader, split: str) -> list[Score]:
-    """Return all scores of a split; none where it has no labelled pairs."""
-    examples = _examples(reader.read_split(split)[1])
-    pairs = balanced(labelled_pairs(examples))
-    if not 0 < pairs.duplicate.sum() < len(pairs):
-        return []
-    training: list[ThreadExample] = []
-    if "train" in reader.corpus.splits and reader.corpus.has_modality(Threads):
-        training = _examples(reader.read_split("train", MAX_TRAINING_POSTS)[1])
-    name = f"{split}/duplicates"
-    scores = pair_scores(method, processor, name, pairs, balanced(labelled_pairs(training)))
+    """Return all scores of a split; none where it has no duplicates, those of the index alone without negatives."""
+    examples, name = _examples(reader.read_split(split)[1]), f"{split}/duplicates"
+    pairs, scores = balanced(labelled_pairs(examples)), []
+    if 0 < pairs.duplicate.sum() < len(pairs):
+        training: list[ThreadExample] = []
+        if "train" in reader.corpus.splits:
+            training = _examples(reader.read_split("train", MAX_TRAINING_POSTS)[1])
+        scores = pair_scores(method, processor, name, pairs, balanced(labelled_pairs(training)))
     return scores + index_scores(method, processor, name, examples)
 
 
