@@ -18,6 +18,7 @@ from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.document import PageTokens
 from polymodal.modalities.padding import Padded, mask_of
 from polymodal.modalities.text import Tokens
+from polymodal.modalities.thread import Thread
 from polymodal.types import Batch, Example
 
 PADDING = 4  # positions more
@@ -27,6 +28,7 @@ OF_TOKENS = {  # entries of a batch that say something of each token of another 
     "masked_tokens": "text",
     "masked_text": "text",
     "masked_transcript": "transcript",
+    "masked_pair": "pair",
 }
 EMPTY: Mapping[str, Callable[[Any], Any]] = {
     "words": lambda words: [],
@@ -39,11 +41,13 @@ EMPTY: Mapping[str, Callable[[Any], Any]] = {
     "regions": lambda regions: [],
     "expressions": lambda expressions: [one for one in expressions if not one.boxes],
     "points": np.zeros_like,
+    "thread": lambda example: example._replace(thread=Thread()),
 }
 LONGER: Mapping[str, Callable[[Any], Any]] = {
     "text": lambda text: f"{text} {text}",
     "sound": lambda sound: np.concatenate([sound, sound]),
     "views": lambda views: np.concatenate([views, views]),
+    "thread": lambda example: (f"{example.thread.question_text} or not", example.thread.question_code),
 }
 
 

@@ -563,6 +563,13 @@ def wit(folder: Path) -> Path:
     return folder
 
 
+def posts(folder: Path) -> Path:
+    lines = [f"{n},How is {text} read?,open({n}),As {text},read({n})" for n, text in enumerate(captions())]
+    (folder / "posts.csv").write_text("\n".join(["id,question_text,question_code,answer_text,answer_code", *lines]))
+    (folder / "pairs.csv").write_text("first,second,label\n0,1,duplicate\n2,3,0\n0,4,different\n2,5,similar_text")
+    return folder
+
+
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "coco": coco,
     "common_voice": common_voice,
@@ -584,6 +591,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "parquet": parquet,
     "pdf": pdf,
     "points": clouds,
+    "posts": posts,
     "refcoco": refcoco,
     "saved_dataset": saved_dataset,
     "sdf": sdf,

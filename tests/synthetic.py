@@ -35,6 +35,7 @@ from polymodal.modalities import (
     Regions,
     Table,
     Text,
+    Threads,
     Video,
     ViewCaptions,
     Words,
@@ -42,6 +43,7 @@ from polymodal.modalities import (
 from polymodal.modalities.audio import encoded
 from polymodal.modalities.history import Item
 from polymodal.modalities.modality import to_npy
+from polymodal.modalities.thread import stored_thread
 from polymodal.modalities.video import encode
 
 COLORS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "yellow": (230, 210, 40)}
@@ -71,6 +73,7 @@ def columns() -> dict[str, Modality]:
         "questions": Questions(),
         "preferences": Preferences(),
         "history": History(catalogue),
+        "thread": Threads(),
     }
 
 
@@ -84,9 +87,27 @@ def corpus(folder: Path) -> Corpus:
 def rows() -> Iterator[dict[str, Any]]:
     number = 0
     for split, count in SPLITS.items():
-        for _ in range(count):
-            yield {"key": f"{split}-{number}", "split": split} | row(number)
-            number += 1
+        places = range(number, number + count)
+        for number in places:
+            yield {"key": f"{split}-{number}", "split": split, "thread": thread(number, split, places)} | row(number)
+        number += 1
+
+
+def thread(number: int, split: str, places: range) -> dict[str, Any]:
+    """A question and its answer; numbers 2 n and 2 n + 1 are duplicates. places: numbers of the rows of the split."""
+    color, kind = list(COLORS)[number % 4], OBJECTS[number // 4 % 4]
+    others = [
+        (number ^ 1, 0),
+        *((places[(number + 2 * label - places[0]) % len(places)], label) for label in (1, 2, 3)),
+    ]
+    links = [(f"{split}-{other}", label) for other, label in others if other // 2 != number // 2 or not label]
+    parts = (
+        f"how is a {color} {kind} drawn, {number}?",
+        f"draw{number}({color})",
+        f"with {kind}{number}",
+        f"{kind}.draw({number})",
+    )
+    return stored_thread(parts, links)
 
 
 def row(number: int) -> dict[str, Any]:

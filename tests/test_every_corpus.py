@@ -16,6 +16,7 @@ APART = {
     "furniture_views": "captions",
     "stamps": "captions",
     "functions": "module",
+    "function_posts": "module",
     "molecules": "molecule",
 }
 

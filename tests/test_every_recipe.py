@@ -38,7 +38,7 @@ from polymodal.types import Batch, Stage
 NAMES = [name for name in recipes.entries() if hasattr(recipes.find(name), "build")]
 STEPS = 20
 STARTS = {"mpo": "mono_internvl"}  # what starts from a run of another recipe
-EMBEDDED = ("image", "text", "video", "sound", "points", "views", "table")
+EMBEDDED = ("image", "text", "video", "sound", "points", "views", "table", "thread")
 PARAMETER_TOLERANCE = 0.02  # papers round
 FORWARD_SAMPLED = {  # the gradients differ by design
     "moma": "Experts choose among the tokens of a forward pass.",

@@ -104,6 +104,11 @@ def write_tables(folder: Path, captions: list[str]) -> None:
         (folder / name / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for number in range(len(captions)):
             (folder / name / f"{number}.png").write_bytes((folder / f"{number}.png").read_bytes())
+    posts = ["id,question_text,question_code", *(f"{n},{text},draw({n})" for n, text in enumerate(captions))]
+    pairs = ["first,second,label", *(f"{n},{n + 1},{('duplicate', 'different')[n % 2]}" for n in range(47))]
+    (folder / "forum").mkdir()
+    (folder / "forum" / "posts.csv").write_text("\n".join(posts), encoding="utf-8")
+    (folder / "forum" / "pairs.csv").write_text("\n".join(pairs), encoding="utf-8")
 
 
 def own_data(page: str, folder: Path) -> None:

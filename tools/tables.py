@@ -56,6 +56,10 @@ TASKS = (
     Task("documents", "Documents", ("classify_tokens", "token_nll"), "image; words or document", "entity F1, bits"),
     Task("speech", "Speech", ("transcribe",), "audio; text", "WER, CER, language accuracy"),
     Task("generation", "Image generation", ("generate_images",), "image; category or text", "Fréchet distance, KID"),
+    Task(
+        "duplicate-detection", "Duplicate detection", ("duplicate_logits",), "posts of text and code; labelled pairs",
+        "macro F1, R@10",
+    ),
     Task("recommendation", "Recommendation", ("recommend",), "history", "Recall@20, NDCG@20"),
     Task("missing-modalities", "Missing modalities", ("impute",), "image; table; label", "AUC vs. missing rate"),
     Task("score-prediction", "Score prediction", ("predict_scores",), "image; scores; text", "SRCC, PLCC"),

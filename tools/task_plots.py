@@ -95,6 +95,7 @@ EXAMPLES = (
         60,
         start=map_uncertainty.claim.treatment,
     ),
+    Example("mqdd", "function_posts", ("duplicate_detection",), 120),
 )
 
 

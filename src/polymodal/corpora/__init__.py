@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.emoji_records import emoji_records
     from polymodal.corpora.emoji_vendors import emoji_vendors
     from polymodal.corpora.firm_names import firm_names
+    from polymodal.corpora.function_posts import function_posts
     from polymodal.corpora.functions import functions
     from polymodal.corpora.furniture import furniture
     from polymodal.corpora.furniture_views import furniture_views
@@ -104,6 +105,7 @@ __all__ = [
     "from_path",
     "from_shards",
     "from_table",
+    "function_posts",
     "functions",
     "furniture",
     "furniture_views",

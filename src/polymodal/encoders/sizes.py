@@ -17,6 +17,7 @@ from typing import Any
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.language_model import LanguageModelConfig
+from polymodal.encoders.longformer import LongformerEncoderConfig
 from polymodal.encoders.multiway import MultiwayEncoderConfig
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.encoders.page import PageEncoderConfig
@@ -110,6 +111,14 @@ def _text(config: TextEncoderConfig, size: Size) -> TextEncoderConfig:
     length = max(config.context_length, 64) if size == "small" else config.context_length
     return _with_blocks(
         config, TEXT_BLOCKS[size], vocab_size=max(config.vocab_size, VOCABULARY["small"]), context_length=length
+    )
+
+
+@resized.register(LongformerEncoderConfig)
+def _longformer(config: LongformerEncoderConfig, size: Size) -> LongformerEncoderConfig:
+    window, length = {"small": (64, 256), "base": (128, 512)}[size]
+    return _with_blocks(
+        config, TEXT_BLOCKS[size], vocab_size=VOCABULARY[size], context_length=length, attention_window=window
     )
 
 

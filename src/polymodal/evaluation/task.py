@@ -27,6 +27,7 @@ from polymodal.modalities import (
     Points,
     Table,
     Text,
+    Threads,
     Video,
     Words,
 )
@@ -185,7 +186,7 @@ def _ends_with(name: str, pattern: str) -> bool:
 def available_modalities(corpus: Corpus, processor: Any) -> set[type]:
     """The modalities that the corpus has and the processor of a method takes."""
     taken = ITEMS | {"views": Images, "text": Text, "table": Table, "words": Words, "history": History}
-    taken |= {"messages": Conversations}
+    taken |= {"messages": Conversations, "thread": Threads}
     columns = getattr(processor, "columns", taken)
     left_out = {kind for name, kind in taken.items() if name not in columns}
     return {type(modality) for modality in corpus.columns.values()} - left_out
@@ -194,6 +195,12 @@ def available_modalities(corpus: Corpus, processor: Any) -> set[type]:
 def item_of(modalities: set[type]) -> str | None:
     """The key of `ITEMS` that texts are compared with; None where there is none."""
     return next((name for name, kind in ITEMS.items() if kind in modalities), None)
+
+
+def indexed_column(modalities: set[type]) -> str | None:
+    """The name of the column whose vectors an index has: an item, else threads, else texts; None without any."""
+    others: dict[str, type] = {"thread": Threads, "text": Text}
+    return item_of(modalities) or next((name for name, kind in others.items() if kind in modalities), None)
 
 
 def has_names(processor: Processor, what: str) -> bool:

@@ -21,6 +21,7 @@ from polymodal.modalities.region import Mask, Regions
 from polymodal.modalities.series import Series
 from polymodal.modalities.table import DataTable, Table
 from polymodal.modalities.text import Text
+from polymodal.modalities.thread import Threads
 from polymodal.modalities.video import Video
 from polymodal.modalities.view_caption import ViewCaptions
 from polymodal.modalities.volume import Volume
@@ -52,6 +53,7 @@ __all__ = [
     "Series",
     "Table",
     "Text",
+    "Threads",
     "UnreadableExample",
     "Video",
     "ViewCaptions",

@@ -234,16 +234,21 @@ class TextTokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocabulary: int, context_length: int, marks: Sequence[str] = ()
+        cls,
+        texts: Iterable[str],
+        vocabulary: int,
+        context_length: int,
+        marks: Sequence[str] = (),
+        keep_case: bool = False,
     ) -> TextTokenizer:
         """Train byte-level BPE with at most `vocabulary` entries (at least 256 bytes and 3 special tokens).
 
-        marks: further special tokens, such as those around an image or an answer.
+        marks: further special tokens, such as those around an image or an answer. keep_case: as code needs it.
         """
         tokenizer = tokenizers.Tokenizer(models.BPE())
         # Lower case, as in CLIP. A leading space gives the first word the same token as in the middle of a text.
-        folded = [normalizers.Lowercase(), normalizers.NFC(), normalizers.Prepend(" ")]
-        tokenizer.normalizer = normalizers.Sequence(folded)
+        folded = [normalizers.NFC(), normalizers.Prepend(" ")]
+        tokenizer.normalizer = normalizers.Sequence(folded if keep_case else [normalizers.Lowercase(), *folded])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(

@@ -94,6 +94,7 @@ def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 OWN_DATA = "../tutorials/own-data.md"
+FORMATS = "[format](../data-formats.md#posts)"
 DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
 
 
@@ -121,9 +122,11 @@ def own_data(entry: recipes.Entry) -> list[str]:
     declared = [modality for modality in entry.modalities if modality in DECLARED]
     if entry.family == "preference":
         needs = (
-            "Pairs of a better and a worse answer, which `polymodal sample-preferences runs/start --out pairs` writes."
+            "Pairs of a better and a worse answer: `polymodal sample-preferences runs/start --out pairs` writes them."
         )
         path = "pairs --init runs/start"
+    elif "threads" in entry.modalities:
+        needs, path = f"A table of posts with text and code, and one of labelled pairs ({FORMATS}).", "forum"
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"

@@ -19,7 +19,7 @@ from polymodal.training.run import Run
 from polymodal.types import Example
 
 CHUNK = 1024  # examples in memory at once
-EMBEDDED = ("text", "views", *ITEMS, *QUERIES)  # columns that methods embed
+EMBEDDED = ("text", "thread", "views", *ITEMS, *QUERIES)  # columns that methods embed
 
 
 @writes("out", inside_runs=True)

@@ -18,8 +18,7 @@ import numpy as np
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
-from polymodal.evaluation.task import available_modalities, item_of
-from polymodal.modalities import Text
+from polymodal.evaluation.task import available_modalities, indexed_column
 from polymodal.serving.embedding import vectors_of
 from polymodal.serving.index_rows import IndexRows
 from polymodal.serving.index_table import (
@@ -66,7 +65,7 @@ def build_index(run: Run, corpus: Corpus, place: str, report: Report = lambda do
 
 def _build_index(run: Run, corpus: Corpus, place: str, report: Report) -> Built:
     modalities = available_modalities(corpus, run.processor)
-    item = item_of(modalities) or ("text" if Text in modalities else None)
+    item = indexed_column(modalities)
     if item is None:
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has.")
     if run.directory is None:

@@ -13,7 +13,7 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.loader import Reader
 from polymodal.errors import UserError
 from polymodal.evaluation.retrieval import top
-from polymodal.evaluation.task import available_modalities, item_of
+from polymodal.evaluation.task import available_modalities, indexed_column
 from polymodal.modalities import Text
 from polymodal.training.run import Run
 
@@ -43,8 +43,8 @@ def search_corpus(run: Run, corpus: Corpus, query: str, count: int = 8, split: s
     rows, examples = reader.read_all(np.arange(len(corpus)) if split == "all" else corpus.rows(split))
     if not examples:
         raise UserError(f"The split '{split}' of '{corpus.name}' has no readable example to search.")
-    item = item_of(available_modalities(corpus, run.processor))
-    if item is None:
+    item = indexed_column(available_modalities(corpus, run.processor))
+    if item in (None, "text"):
         raise UserError(f"The run '{run.name}' embeds nothing that '{corpus.name}' has and texts are about.")
     found = run.embed(256, **{item: [example[item] for example in examples]})[item]
     similarity, said = found @ asked[0], corpus.columns[corpus.column_with(Text)]

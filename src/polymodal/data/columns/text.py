@@ -32,13 +32,19 @@ class TokenizerSource(Protocol):
 
 @dataclass(frozen=True)
 class LearnedTokenizer:
-    """A source that always learns its tokenizer from the corpus. characters: tokens are single characters."""
+    """A source that always learns its tokenizer from the corpus.
+
+    characters: tokens are single characters. keep_case: of byte-level BPE, which otherwise reads lower case.
+    """
 
     vocab_size: int
     context_length: int
     characters: bool = False
+    keep_case: bool = False
 
     def tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        if self.keep_case:
+            return TextTokenizer.train(texts, self.vocab_size, self.context_length, keep_case=True)
         learn = TextTokenizer.characters if self.characters else TextTokenizer.train
         return learn(texts, self.vocab_size, self.context_length)
 

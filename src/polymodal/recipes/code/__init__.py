@@ -1,0 +1,1 @@
+"""Source code: text and code of one post, program or repository."""
