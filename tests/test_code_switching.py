@@ -26,7 +26,9 @@ def test_every_known_word_is_replaced_at_ratios_of_one_and_none_at_zero() -> Non
     assert {one.split(" ", 1)[1] for one in firsts} == {"猫, red-hot (猫)"}  # a hyphenated word is another one
     count = {word: sum(n for one, n in firsts.items() if one.startswith(word)) for word in ("rot", "rouge", "rousse")}
     # First a language, then one of its translations, both uniformly.
-    assert abs(count["rot"] - 300) < 50 and abs(count["rouge"] - 150) < 50 and abs(count["rousse"] - 150) < 50
+    assert abs(count["rot"] - 300) < 50
+    assert abs(count["rouge"] - 150) < 50
+    assert abs(count["rousse"] - 150) < 50
     replaced = sum(code_switch("cat", WORDS, 0.8, 0.5, rng) == "猫" for _ in range(1000))
     assert abs(replaced - 400) < 60
 
@@ -91,7 +93,8 @@ def test_slots_and_negatives_of_groups_are_uniform_and_distinct() -> None:
     assert torch.equal(groups.candidates.gather(1, groups.slot[:, None])[:, 0], own)
     assert (torch.bincount(groups.slot) / len(own)).sub(1 / 4).abs().max() < 0.02
     fewer = own == 0
-    assert groups.valid[~fewer].all() and (groups.valid[fewer].sum(1) == 4).all()
+    assert groups.valid[~fewer].all()
+    assert (groups.valid[fewer].sum(1) == 4).all()
     assert all(len({*one}) == 4 for one in groups.candidates.tolist())
     counts = torch.bincount(groups.candidates[own == 3].flatten(), minlength=5) / 2000
     torch.testing.assert_close(counts, torch.tensor([0.75, 0.75, 0.75, 1.0, 0.75]), atol=0.05, rtol=0)
@@ -124,7 +127,8 @@ def test_masking_by_given_numbers() -> None:
     assert masked.mask.any(1).all()
     given = masked.ids[masked.mask]
     fractions = [float((given == 50).float().mean()), float((given == 7).float().mean())]
-    assert abs(fractions[0] - 0.8) < 0.03 and abs(fractions[1] - 0.1) < 0.03
+    assert abs(fractions[0] - 0.8) < 0.03
+    assert abs(fractions[1] - 0.1) < 0.03
     assert abs(float(masked.mask[:, 1:8].float().mean()) - (0.15 + 0.85**7 / 7)) < 0.01  # one where none would be
     has_class = torch.rand(4000, 6) < 0.5
     regions = mask_regions(has_class, torch.rand(4000, 6, 2), 0.15)

@@ -17,7 +17,13 @@ from polymodal.data.processor import Processor, fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
 from polymodal.models import single_stream
-from polymodal.models.single_stream import LossConfig, MaskedPairs, MaskingConfig, Pairs, SingleStreamConfig
+from polymodal.models.single_stream import (
+    LossConfig,
+    MaskedRegionTextPairs,
+    MaskingConfig,
+    RegionTextPairs,
+    SingleStreamConfig,
+)
 from polymodal.objectives.image_text_matching import ITMGroups, itm_group_loss
 from polymodal.recipes.fusion_encoders import m3p
 from polymodal.rng import ExampleRNG
@@ -37,15 +43,19 @@ def drawn(name: str, shape: tuple[int, ...], scale: float = 0.3) -> Tensor:
 
 def test_the_released_code_has_the_same_outputs_and_losses() -> None:
     config = SingleStreamConfig(30, 9, 16, 2, 2)
-    model = single_stream.SingleStreamPretraining(config, 30, 5, 2048, 1600, MaskingConfig(), LossConfig(), clcm=True)
+    model = single_stream.SingleStreamPretraining(
+        config, 30, 5, 2048, 1600, 2048, MaskingConfig(), LossConfig(), clcm=True
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(drawn(name, tuple(parameter.shape)))
     lengths, labels, classes = golden("lengths"), golden("labels"), golden("classes")
     given, boxes = Tokens(golden("given"), lengths), golden("boxes")
     features = drawn("features", (4, 5, 2048), 1.0).abs()
-    masked = MaskedPairs(given, features.masked_fill(golden("zeroed")[..., None], 0.0), labels != -1, classes != -1)
-    pairs = Pairs(Tokens(golden("ids"), lengths), features, boxes, classes.clamp(min=0))
+    masked = MaskedRegionTextPairs(
+        given, features.masked_fill(golden("zeroed")[..., None], 0.0), labels != -1, classes != -1
+    )
+    pairs = RegionTextPairs(Tokens(golden("ids"), lengths), features, boxes, classes.clamp(min=0), features)
     groups = ITMGroups(torch.arange(4).view(2, 2), golden("slots"), torch.ones(2, 2, dtype=torch.bool))
     torch.testing.assert_close(single_stream.box_features(boxes), golden("locations"), atol=1e-5, rtol=1e-5)
     real = torch.cat([torch.ones(4, 5, dtype=torch.bool), given.mask], dim=1)
@@ -54,13 +64,12 @@ def test_the_released_code_has_the_same_outputs_and_losses() -> None:
     torch.testing.assert_close(model.encoder(given)[given.mask], golden("alone")[given.mask], atol=1e-5, rtol=1e-5)
     losses = model.masked_losses(pairs, masked, groups)
     for ours, theirs in {"mlm": "t2i_cmlm", "mrc": "t2i_mrm", "mrfr": "t2i_mrfr", "itm": "t2i_itm"}.items():
-        factor = 2048 if ours == "none" else 1
-        torch.testing.assert_close(factor * losses[ours], golden(theirs), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(losses[ours], golden(theirs), atol=1e-5, rtol=1e-5)
     halves = single_stream.join_halves(
         Tokens(golden("ids")[[0, 0, 2, 2]], lengths), Tokens(golden("ids")[[0, 2, 2, 0]], lengths), 6
     )
     assert torch.equal(halves.ids, golden("half"))
-    scores = model.clcm_scores(pairs._replace(text=halves, regions=masked.regions)).view(2, 2)
+    scores = model.clcm_scores(halves, masked.regions, boxes).view(2, 2)
     torch.testing.assert_close(itm_group_loss(scores, groups, 0.0, 1.0), golden("clcm"), atol=1e-5, rtol=1e-5)
 
 
@@ -117,7 +126,7 @@ def test_streams_and_what_arms_have_in_common(processor: Processor, translated: 
         known = [column.dictionary[word]["de"][0] if word in column.dictionary else word for word in caption.split()]
         assert text == " ".join(known)
     assert {*column.texts_by_language} == {"en", "de"}
-    one = batch_of(processor, translated, sent_ratio=1.0, code_switch="word")["caption"]
+    one = batch_of(processor, translated, sent_ratio=1.0, one_word=True)["caption"]
     assert (
         (one.ids != plain["caption"].ids[:, : one.ids.shape[1]]).any(1)
         if one.ids.shape == plain["caption"].ids.shape
@@ -133,7 +142,7 @@ def test_only_paired_languages_go_with_images(translated: Corpus) -> None:
     recipe = dataclasses.replace(TINY, language="de", finetune_languages=("en", "de"))
     assert len(recipe.training_rows(translated)) == len(translated.rows("train"))
     assert recipe.build(fit_processor(recipe, translated)).paired_languages == ("de", "und", "en")
-    with pytest.raises(UserError, match="'fr'|in fr"):
+    with pytest.raises(UserError, match="'fr'"):
         fit_processor(dataclasses.replace(TINY, language="fr"), translated)
     with pytest.raises(UserError, match="in fr"):
         dataclasses.replace(TINY, finetune_languages=("fr",)).training_corpora(translated)

@@ -172,7 +172,7 @@ def _translations(
     for place in np.flatnonzero(score >= min_probability).tolist():
         of_word, of_other = divmod(int(entries[place]), len(numbers[1]))
         best[names[0][of_word]].append((-float(score[place]), names[1][of_other]))
-    return {one: [name for _, name in sorted(found)[:max_translations]] for one, found in best.items()}
+    return {one: [name for _, name in sorted(scored)[:max_translations]] for one, scored in best.items()}
 
 
 def _model_1(

@@ -1,13 +1,14 @@
 """Single-stream encoder: one post-norm transformer over [regions; text], or over text alone, and its pre-training.
 
-Unicoder-VL (Li et al. 2020), UNITER (Chen et al. 2020) and M3P (Ni et al. 2021, section 3): a region is its feature plus
-an embedding of its box, a position table runs over regions and words, and attention is joint and bidirectional.
+Unicoder-VL (Li et al. 2020), UNITER (Chen et al. 2020) and M3P (Ni et al. 2021, section 3): a region is its feature
+plus an embedding of its box, a position table runs over regions and words, and attention is joint and bidirectional.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +17,20 @@ from torch.nn import functional as F
 
 from polymodal.constraints import ContextLength, DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.data.masked_input import mask_regions, mask_tokens_by
+from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.layers.cross_attention import CrossAttentionBlock
+from polymodal.layers.distributed import all_gather, all_gather_tokens, all_gather_with_grad, rank
+from polymodal.modalities.image import patchify
 from polymodal.modalities.padding import mask_of
 from polymodal.modalities.text import Tokens
-from polymodal.objectives.image_text_matching import ITMGroups, itm_group_loss
+from polymodal.objectives.image_text_matching import ITMGroups, itm_group_loss, positive_mask, sample_itm_groups
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_feature_loss
+from polymodal.objectives.reduction import global_mean
+from polymodal.rng import ExampleRNG
+from polymodal.types import Batch
 
 NORM_EPS = 1e-12  # released code of M3P and UNITER
+LABEL_SCALE = 8.0  # of normalized features, so that logits of words can be confident
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,13 @@ class SingleStreamEncoder(nn.Module):
             CrossAttentionBlock(width, config.num_heads, None, None, "post", config.dropout, cross_attention=False)
             for _ in range(config.depth)
         )
-        for block in self.blocks:
-            block.norm1.eps = block.norm2.eps = NORM_EPS
+        for module in self.blocks.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = NORM_EPS
         for embedding in (self.word, self.pos_embed):
             nn.init.normal_(embedding.weight, std=width**-0.5)  # released code of M3P; linear layers as torch has them
+        # Of features of norm 1: as large as words, where torch's own weights leave them smaller than their boxes.
+        nn.init.normal_(self.region_projection.weight)
 
     def forward(
         self,
@@ -149,22 +160,82 @@ class PairNumbers(TypedDict):
     region_numbers: Float[Tensor, "batch 2 size regions 2"]
 
 
-class Pairs(NamedTuple):
-    """Pairs, group after group: texts, regions, and the boxes and classes (0: background) of these."""
+class CaptionPairsBatch(PairNumbers):
+    """caption: of each image, as it is or code-switched. classes: of each region. group: id of each caption as it is;
+    equal ones are no negatives of each other. plain: the captions as they are, for CLCM."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    caption: Tokens
+    classes: Int[Tensor, "batch regions"]
+    group: Float[Tensor, " batch"]
+    plain: NotRequired[Tokens]
+
+
+class RegionTextPairs(NamedTuple):
+    """Pairs, group after group: texts, regions with their boxes, and what is predicted of masked regions: classes (0:
+    background) and features, which are L2-normalized here."""
 
     text: Tokens
     regions: Float[Tensor, "pairs regions feature_dim"]
     boxes: Float[Tensor, "regions 4"] | Float[Tensor, "pairs regions 4"]
     classes: Int[Tensor, "pairs regions"]
+    targets: Float[Tensor, "pairs regions target_dim"]
 
 
-class MaskedPairs(NamedTuple):
+class MaskedRegionTextPairs(NamedTuple):
     """What is given in place of pairs, and which words and regions are masked, whatever is given there."""
 
     text: Tokens
     regions: Float[Tensor, "pairs regions feature_dim"]
     masked_words: Bool[Tensor, "pairs length"]
     masked_regions: Bool[Tensor, "pairs regions"]
+
+
+class GroupedPairs(NamedTuple):
+    """The pairs of groups. query: of each pair, the example of this process that its group belongs to."""
+
+    pairs: RegionTextPairs
+    groups: ITMGroups
+    query: Int[Tensor, " pairs"]
+
+
+def pair_numbers(rng: ExampleRNG, size: int, length: int, regions: int) -> PairNumbers:
+    """Draw the random numbers of groups of `size` candidates. length: maximum length of a text in tokens."""
+    shape = 2, size
+    return {
+        "slots": rng.numbers(*shape),
+        "mask_kind": rng.numbers(*shape),
+        "word_numbers": rng.numbers(*shape, length, 3),
+        "region_numbers": rng.numbers(*shape, regions, 2),
+    }
+
+
+def group_pairs(
+    text: Tokens,
+    regions: Float[Tensor, "all regions feature_dim"],
+    boxes: Float[Tensor, "regions 4"],
+    classes: Int[Tensor, "all regions"],
+    targets: Float[Tensor, "all regions target_dim"],
+    group: Float[Tensor, " batch"],
+    slots: Float[Tensor, "batch 2 size"],
+) -> tuple[GroupedPairs, GroupedPairs]:
+    """Return t2i, a text among images, and i2t, an image among texts, with negatives from all processes.
+
+    text, regions, classes, targets: of all processes. group, slots: of this one. Texts of equal `group` are no
+    negatives.
+    """
+    first = len(group) * rank()
+    query = torch.arange(len(group), device=regions.device) + first
+    positive = positive_mask(len(group), len(regions), query, group)
+    directions = []
+    for direction in range(2):
+        groups = sample_itm_groups(query, positive, slots[:, direction])
+        repeated, candidates = query.repeat_interleave(groups.candidates.shape[1]), groups.candidates.flatten()
+        texts, images = (repeated, candidates) if direction == 0 else (candidates, repeated)
+        of_images = regions[images], boxes, classes[images], targets[images]
+        pairs = RegionTextPairs(select_texts(text, texts), *of_images)
+        directions.append(GroupedPairs(pairs, groups, repeated - first))
+    return directions[0], directions[1]
 
 
 def select_texts(text: Tokens, rows: Int[Tensor, " rows"]) -> Tokens:
@@ -195,12 +266,13 @@ class SingleStreamPretraining(nn.Module):
         num_regions: int,
         feature_dim: int,
         num_classes: int,
+        target_dim: int,
         masking: MaskingConfig,
         weights: LossConfig,
         clcm: bool = False,
     ):
-        """num_classes: of regions, with the background. clcm: whether there is the head of contrastive matching of
-        code-switched text (`clcm_scores`)."""
+        """num_classes: of regions, with the background. target_dim: of the features that are predicted. clcm: whether
+        there is the head of contrastive matching of code-switched text."""
         super().__init__()
         self.encoder = config.build(vocab_size, num_regions, feature_dim)
         self.masking, self.weights, self.vocab_size = masking, weights, vocab_size
@@ -208,7 +280,7 @@ class SingleStreamPretraining(nn.Module):
         self.word_bias = nn.Parameter(torch.zeros(vocab_size))
         norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.class_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), norm, nn.Linear(width, num_classes))
-        self.feature_head = nn.Linear(width, feature_dim)
+        self.feature_head = nn.Linear(width, target_dim)
         self.itm_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
         self.clcm_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)) if clcm else None
 
@@ -222,22 +294,58 @@ class SingleStreamPretraining(nn.Module):
         """Return the loss of masked words of texts alone (xMLM, where they are in many languages)."""
         return masked_cross_entropy(self.word_logits(self.encoder(masked)[mask]), targets[mask])
 
-    def match_scores(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+    def match_scores(
+        self,
+        text: Tokens,
+        regions: Float[Tensor, "pairs regions feature_dim"],
+        boxes: Float[Tensor, "regions 4"] | Float[Tensor, "pairs regions 4"],
+    ) -> Float[Tensor, " pairs"]:
         """Return the logit that text and image of each pair match, from the first token of the sequence."""
-        return self.itm_head(self.encoder(pairs.text, pairs.regions, pairs.boxes)[:, 0]).squeeze(1)
+        return self.itm_head(self.encoder(text, regions, boxes)[:, 0]).squeeze(1)
 
-    def clcm_scores(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
+    def matching_loss(self, grouped: Sequence[GroupedPairs]) -> Float[Tensor, ""]:
+        """Return the sum over groups of both directions of ITM of each pair without masking (fine-tuning)."""
+        losses = [
+            itm_group_loss(self.match_scores(*pairs[:3]).view_as(groups.candidates), groups, 0.0, 1.0)
+            for pairs, groups, _ in grouped
+        ]
+        return torch.stack(losses).sum()
+
+    def pair_losses(self, grouped: Sequence[GroupedPairs], numbers: PairNumbers) -> dict[str, Tensor]:
+        """Return the losses of masked pairs, each the sum over directions."""
+        losses: dict[str, Tensor] = {}
+        for direction, (pairs, groups, _) in enumerate(grouped):
+            words, regions = numbers["word_numbers"], numbers["region_numbers"]
+            masked = self.mask_pairs(pairs, *(each[:, direction] for each in (numbers["mask_kind"], words, regions)))
+            for name, loss in self.masked_losses(pairs, masked, groups).items():
+                losses[name] = losses[name] + loss if name in losses else loss
+        return losses
+
+    def clcm_loss(self, grouped: GroupedPairs, text: Tokens, max_length: int) -> Float[Tensor, ""]:
+        """Return the loss of contrastive matching of code-switched text: is the second half of a text, by its image's
+        half as it is, about the same? text: of this process, before they were switched."""
+        pairs, groups, query = grouped
+        halves = join_halves(select_texts(text, query), pairs.text, max_length)
+        scores = self.clcm_scores(halves, pairs.regions, pairs.boxes).view_as(groups.candidates)
+        return itm_group_loss(scores, groups, 0.0, 1.0)
+
+    def clcm_scores(
+        self,
+        text: Tokens,
+        regions: Float[Tensor, "pairs regions feature_dim"],
+        boxes: Float[Tensor, "regions 4"] | Float[Tensor, "pairs regions 4"],
+    ) -> Float[Tensor, " pairs"]:
         """Return the logit that the two halves of each text say the same of the image."""
         assert self.clcm_head is not None
-        return self.clcm_head(self.encoder(pairs.text, pairs.regions, pairs.boxes)[:, 0]).squeeze(1)
+        return self.clcm_head(self.encoder(text, regions, boxes)[:, 0]).squeeze(1)
 
     def mask_pairs(
         self,
-        pairs: Pairs,
+        pairs: RegionTextPairs,
         mask_kind: Float[Tensor, "groups size"],
         word_numbers: Float[Tensor, "groups size length 3"],
         region_numbers: Float[Tensor, "groups size regions 2"],
-    ) -> MaskedPairs:
+    ) -> MaskedRegionTextPairs:
         """Mask either words or regions of each pair, by given random numbers (`PairNumbers`)."""
         masking, of_words = self.masking, mask_kind.flatten() < 0.5
         words = mask_tokens_by(
@@ -248,14 +356,16 @@ class SingleStreamPretraining(nn.Module):
         )
         ids = torch.where(of_words[:, None], words.ids, pairs.text.ids)
         zeroed = regions.zeroed & ~of_words[:, None]
-        return MaskedPairs(
+        return MaskedRegionTextPairs(
             replace(pairs.text, ids=ids),
             pairs.regions.masked_fill(zeroed[..., None], 0.0),
             words.mask & of_words[:, None],
             regions.predicted & ~of_words[:, None],
         )
 
-    def masked_losses(self, pairs: Pairs, masked: MaskedPairs, groups: ITMGroups) -> dict[str, Tensor]:
+    def masked_losses(
+        self, pairs: RegionTextPairs, masked: MaskedRegionTextPairs, groups: ITMGroups
+    ) -> dict[str, Tensor]:
         """Return ITM of all pairs, and MLM, MRC and MRFR of the positive ones; what is masked in negatives is not
         predicted."""
         weights, count = self.weights, pairs.regions.shape[1]
@@ -272,6 +382,64 @@ class SingleStreamPretraining(nn.Module):
             logits = self.class_head(of_regions[regions])
             losses["mrc"] = weights.mrc * masked_cross_entropy(logits, pairs.classes[regions])
         if weights.mrfr:
-            goal = F.normalize(pairs.regions, dim=-1)[regions].detach()
+            goal = F.normalize(pairs.targets, dim=-1)[regions]
             losses["mrfr"] = weights.mrfr * masked_feature_loss(self.feature_head(of_regions[regions]), goal)
         return losses
+
+
+class LabelsBatch(TypedDict):
+    """caption: of each image, as it is."""
+
+    image: Float[Tensor, "batch 3 size size"]
+    caption: Tokens
+
+
+class PatchPretraining(SingleStreamPretraining):
+    """Regions are the patches of an image encoder, which can learn to detect words first, in place of a detector."""
+
+    boxes: Tensor
+
+    def __init__(
+        self,
+        image: ImageEncoderConfig,
+        config: SingleStreamConfig,
+        vocab_size: int,
+        num_classes: int,
+        masking: MaskingConfig,
+        weights: LossConfig,
+        clcm: bool = False,
+    ):
+        sizes = vocab_size, image.num_patches, image.width, num_classes, 3 * image.patch_size**2
+        super().__init__(config, *sizes, masking, weights, clcm)
+        self.image_encoder, self.patch_size, self.context_length = (
+            image.build(),
+            image.patch_size,
+            config.context_length,
+        )
+        self.label_head = nn.Linear(image.width, vocab_size)
+        self.register_buffer("boxes", grid_boxes(image.image_size // image.patch_size), persistent=False)
+
+    def label_losses(self, batch: LabelsBatch) -> dict[str, Tensor]:
+        """Return the loss of a caption's words given the image, each by the region that says it most clearly (multiple
+        instance learning of word detectors, Fang et al. 2015, section 3)."""
+        logits = self.label_head(F.normalize(self.image_encoder(batch["image"])[0], dim=-1) * LABEL_SCALE).amax(1)
+        text = batch["caption"]
+        nll = -logits.log_softmax(-1).gather(1, text.ids)[text.content_mask]
+        return {"labels": global_mean(nll.sum(), text.content_mask.sum())}
+
+    def groups(self, batch: CaptionPairsBatch) -> tuple[GroupedPairs, GroupedPairs]:
+        """Return the groups of t2i and i2t, of the batch of all processes."""
+        features = all_gather_with_grad(self.image_encoder(batch["image"])[0])
+        captions = all_gather_tokens(batch["caption"], self.context_length)
+        classes, patches = all_gather(batch["classes"]), all_gather(patchify(batch["image"], self.patch_size))
+        return group_pairs(captions, features, self.boxes, classes, patches, batch["group"], batch["slots"])
+
+    def finetuning_losses(self, batch: CaptionPairsBatch) -> dict[str, Tensor]:
+        """Matching of each pair without masking, over t2i and i2t."""
+        return {"itm": self.matching_loss(self.groups(batch))}
+
+    def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
+        """Return the logit that each text matches each image."""
+        text, features = batch["text"], self.image_encoder(batch["image"])[0]
+        count = len(text.ids)
+        return torch.stack([self.match_scores(text, one.expand(count, -1, -1), self.boxes) for one in features])

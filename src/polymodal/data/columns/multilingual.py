@@ -1,4 +1,4 @@
-"""Captions in many languages: those of one language go with images, texts of all languages are a stream of their own."""
+"""Captions in many languages: those of one go with images, and texts of all of them are a stream of their own."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class MultilingualColumn(TextColumn):
             )
             if not words:
                 raise UserError(
-                    f"No dictionary can be learned, as no training row has captions in '{self.language}' and in another "
-                    "language; give one with --dictionary, or switch nothing with --sent-ratio 0."
+                    f"No dictionary can be learned, as no training row has captions in '{self.language}' and in "
+                    "another language; give one with --dictionary, or switch nothing with --sent-ratio 0."
                 )
         stream = MultilingualColumn(self.source, self.language, self.alpha, self.path, texts=texts)
         sampled = (stream.sample_text(rng) for rng in [np.random.default_rng(0)] for _ in range(len(rows)))
-        own = (caption.text for captions in rows for caption in self.of_source(captions))
-        tokenizer = self.source.tokenizer(itertools.chain(sampled, own))
+        paired = (caption.text for captions in rows for caption in self.of_source(captions))
+        tokenizer = self.source.tokenizer(itertools.chain(sampled, paired))
         return MultilingualColumn(self.source, self.language, self.alpha, self.path, tokenizer, texts, words)
 
     def of_source(self, captions: Sequence[Caption]) -> list[Caption]:
@@ -92,9 +92,8 @@ class MultilingualColumn(TextColumn):
     def sample_text(self, rng: np.random.Generator) -> str:
         """Sample a text of the stream: a language by its smoothed frequency, then one of its texts uniformly."""
         cumulative = np.cumsum(self.probabilities).tolist()
-        texts = self.texts_by_language[
-            self.languages[min(bisect.bisect(cumulative, rng.random()), len(cumulative) - 1)]
-        ]
+        place = min(bisect.bisect(cumulative, rng.random()), len(cumulative) - 1)
+        texts = self.texts_by_language[self.languages[place]]
         return texts[int(rng.integers(len(texts)))]
 
     def sample_stream(self, example_rng: ExampleRNG) -> list[str]:

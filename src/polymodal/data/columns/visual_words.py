@@ -26,8 +26,8 @@ MAX_IMAGES = 500
 class VisualWordsColumn(ImageColumn):
     """Square images, and the visual word of each patch (Sivic and Zisserman 2003): its nearest centroid.
 
-    grid: patches along a side. num_words: centroids of k-means. centroids: fitted, the most frequent one first, which is
-    the background.
+    grid: patches along a side. num_words: centroids of k-means. centroids: fitted, the most frequent one first, which
+    is the background.
     """
 
     grid: int = 4

@@ -75,7 +75,7 @@ def mean_recalls(logits: Float[Tensor, "items texts"], texts: Sequence[str]) -> 
 def language_tests(
     inputs: TaskInputs, split: str, only: Sequence[str] = (), max_candidates: int = MAX_CANDIDATES
 ) -> tuple[list[LanguageTest], int]:
-    """Return the test of each language on a split, and the number of its examples. only: of these languages; else all."""
+    """Return the test of each language (`only` of these) on a split, and the number of its examples."""
     item = inputs.item
     assert item is not None
     _, examples = inputs.reader.read_split(split)
@@ -93,11 +93,12 @@ def language_tests(
 
 
 def language_scores(inputs: TaskInputs) -> list[Score]:
-    """Mean recall in each language, and averaged over those that were paired with items and over those that were not."""
+    """Mean recall in each language, and its averages over languages that were paired with items and over others."""
     assert isinstance(inputs.method, MatchesInLanguages)
     split, paired = inputs.test_splits[0], {*inputs.method.paired_languages}
     tests, count = language_tests(inputs, split)
-    groups = {PAIRED: [], UNPAIRED: []} | {test.language: [test] for test in tests}
+    groups: dict[str, list[LanguageTest]] = {PAIRED: [], UNPAIRED: []}
+    groups |= {test.language: [test] for test in tests}
     for test in tests:
         groups[PAIRED if test.language in paired else UNPAIRED].append(test)
     return [_macro(f"{split}/languages/{group}/mean_recall", some, count) for group, some in groups.items() if some]

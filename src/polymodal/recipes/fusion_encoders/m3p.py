@@ -9,24 +9,23 @@ Terms: xMLM = losses.xmlm, MC-MLM = losses.mlm, MC-MRM = losses.mrc and losses.m
 data.code_switching, sent_ratio = Recipe.sent_ratio, word_ratio = Recipe.word_ratio, CLCM = losses.clcm,
 multi_cls_loss_weight = LossConfig.multi_cls, bin_cls_loss_weight = LossConfig.bin_cls.
 
-Differs from the paper in: regions are the patches of an image encoder that is trained with the rest (paper: up to 100
-regions of a frozen detector), whose classes are visual words (k-means) and whose regression target is its own feature,
-detached and L2-normalized, as the paper has it (released code: not normalized); texts of the stream are captions of all
-languages of the training rows (Wikipedia in 100 languages); a dictionary is learned by word alignment from these rows,
-unless `--dictionary` names one (PanLex); weights begin at random (XLM-R); a step adds up the losses of the three
-streams, which the released code optimizes one after the other; negatives come from the batch (from all data), and never
-have the text of the positive; a caption is switched once a step; attention weights have no dropout. Left out: the
-adversarial training and the captioning and translation tasks of the repository, which the paper does not have.
+Differs from the paper in: regions are the patches of an image encoder, which learns the words of captions first and is
+then frozen (paper: up to 100 regions of a frozen detector); their classes are visual words (k-means), and their pixels
+are regressed, L2-normalized as features are in the paper (released code: not normalized); texts of the stream are
+captions of all languages of the training rows (Wikipedia in 100 languages); a dictionary is learned by word alignment
+from these rows, unless `--dictionary` names one (PanLex); weights begin at random (XLM-R); a step adds up the losses of
+the three streams, which the released code optimizes one after the other; negatives come from the batch (from all data),
+and never have the text of the positive; a caption is switched once a step; texts of the stream are as short as captions
+(128 tokens); attention weights have no dropout. Left out: the adversarial training and the captioning and translation
+tasks of the repository, which the paper does not have.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NotRequired
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveInt, UnitInterval
@@ -38,26 +37,22 @@ from polymodal.data.columns.visual_words import VisualWordsColumn
 from polymodal.data.masked_input import MaskedTexts, mask_texts
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
-from polymodal.layers.distributed import all_gather, all_gather_tokens, all_gather_with_grad, rank
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import UNKNOWN_LANGUAGE, Tokens, text_ids
 from polymodal.models.single_stream import (
+    CaptionPairsBatch,
+    LabelsBatch,
     LossConfig,
     MaskingConfig,
-    PairNumbers,
-    Pairs,
+    PatchPretraining,
     SingleStreamConfig,
-    SingleStreamPretraining,
-    grid_boxes,
-    join_halves,
-    select_texts,
+    pair_numbers,
 )
-from polymodal.objectives.image_text_matching import ITMGroups, itm_group_loss, positive_mask, sample_itm_groups
 from polymodal.rng import ExampleRNG
 from polymodal.training.grad_cache import whole_batch
 from polymodal.training.optimizer import OptimizerConfig
 from polymodal.training.recipe import TrainingRecipe
-from polymodal.types import Batch, Example, Paper, Stage
+from polymodal.types import Example, Paper, Stage
 
 paper = Paper(
     slug="m3p",
@@ -70,89 +65,36 @@ paper = Paper(
 )
 
 
-class PairsBatch(PairNumbers):
-    """caption: code-switched, or as it is. classes: of each region. group: id of each caption before it is switched;
-    equal ones are no negatives of each other. plain: the captions as they are, for CLCM."""
-
-    image: Float[Tensor, "batch 3 size size"]
-    caption: Tokens
-    classes: Int[Tensor, "batch regions"]
-    group: Float[Tensor, " batch"]
-    plain: NotRequired[Tokens]
-
-
-class StreamsBatch(PairsBatch, MaskedTexts):
+class StreamsBatch(CaptionPairsBatch, MaskedTexts):
     """text: of the multilingual stream, which has no images."""
 
     text: Tokens
 
 
-class M3P(SingleStreamPretraining):
+class M3P(PatchPretraining):
     """The single-stream transformer with its heads, and the encoder of regions."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, num_classes: int):
-        image = recipe.image
-        sizes = vocab_size, image.num_patches, image.width, num_classes
-        super().__init__(recipe.encoder, *sizes, recipe.masking, recipe.weights, recipe.use_clcm)
+        losses = recipe.masking, recipe.weights, recipe.use_clcm
+        super().__init__(recipe.image, recipe.encoder, vocab_size, num_classes, *losses)
         self.recipe = recipe
-        self.image_encoder = image.build()
-        self.register_buffer("boxes", grid_boxes(image.image_size // image.patch_size), persistent=False)
         finetuned = recipe.finetune_languages if recipe.finetune_fraction else ()
         self.paired_languages = tuple(dict.fromkeys((recipe.language, UNKNOWN_LANGUAGE, *finetuned)))
 
-    def groups(self, batch: PairsBatch) -> list[tuple[Pairs, ITMGroups, Int[Tensor, " pairs"]]]:
-        """Return the pairs of t2i (a text among images), then of i2t (an image among texts); with the text's example of
-        each group's positive."""
-        features = all_gather_with_grad(self.image_encoder(batch["image"])[0])
-        captions = all_gather_tokens(batch["caption"], self.recipe.encoder.context_length)
-        classes, count = all_gather(batch["classes"]), len(batch["image"])
-        own = torch.arange(count, device=features.device) + count * rank()
-        positive = positive_mask(count, len(features), own, batch["group"])
-        directions = []
-        for direction in range(2):
-            groups = sample_itm_groups(own, positive, batch["slots"][:, direction])
-            query = own.repeat_interleave(groups.candidates.shape[1])
-            texts, images = (query, groups.candidates.flatten())[:: 1 if direction == 0 else -1]
-            pairs = Pairs(select_texts(captions, texts), features[images], self.boxes, classes[images])
-            directions.append((pairs, groups, query - count * rank()))
-        return directions
+    label_losses = whole_batch(PatchPretraining.label_losses)
+    finetuning_losses = whole_batch(PatchPretraining.finetuning_losses)
 
     @whole_batch
     def losses(self, batch: StreamsBatch) -> dict[str, Tensor]:
         """xMLM of texts, and the losses of pairs, each the sum over t2i and i2t; with `use_clcm`, CLCM of i2t."""
-        losses: dict[str, Tensor] = {}
+        grouped = self.groups(batch)
+        losses = self.pair_losses(grouped, batch)
         if self.recipe.xmlm_weight:
             xmlm = self.mlm_loss(batch["mlm_text"], batch["text"].ids, batch["masked_tokens"])
             losses["xmlm"] = self.recipe.xmlm_weight * xmlm
-        for direction, (pairs, groups, query) in enumerate(self.groups(batch)):
-            numbers = (batch[name][:, direction] for name in ("mask_kind", "word_numbers", "region_numbers"))
-            masked = self.mask_pairs(pairs, *numbers)
-            for name, loss in self.masked_losses(pairs, masked, groups).items():
-                losses[name] = losses[name] + loss if name in losses else loss
-            if direction == 1 and self.recipe.use_clcm:
-                halves = join_halves(
-                    select_texts(batch["plain"], query), pairs.text, self.recipe.encoder.context_length
-                )
-                scores = self.clcm_scores(pairs._replace(text=halves)).view_as(groups.candidates)
-                losses["clcm"] = itm_group_loss(scores, groups, 0.0, 1.0)
+        if self.recipe.use_clcm:
+            losses["clcm"] = self.clcm_loss(grouped[1], batch["plain"], self.recipe.encoder.context_length)
         return losses
-
-    @whole_batch
-    def finetuning_losses(self, batch: PairsBatch) -> dict[str, Tensor]:
-        """Matching of each pair without masking, over t2i and i2t."""
-        weights = self.recipe.finetune_multi_cls, 1.0
-        of_directions = [
-            itm_group_loss(self.match_scores(pairs).view_as(groups.candidates), groups, *weights)
-            for pairs, groups, _ in self.groups(batch)
-        ]
-        return {"itm": of_directions[0] + of_directions[1]}
-
-    def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
-        """Return the logit that each text matches each image."""
-        text, features = batch["text"], self.image_encoder(batch["image"])[0]
-        classes = features.new_zeros(len(text.ids), features.shape[1], dtype=torch.long)
-        pairs = (Pairs(text, one.expand(len(text.ids), -1, -1), self.boxes, classes) for one in features)
-        return torch.stack([self.match_scores(each) for each in pairs])
 
 
 @dataclass(frozen=True)
@@ -173,8 +115,8 @@ class Recipe(TrainingRecipe):
     """Probability that a caption is code-switched; 0 switches none."""
     word_ratio: UnitInterval = 0.8
     """Probability of each word of such a caption to be replaced, if the dictionary has it."""
-    code_switch: Literal["words", "word"] = "words"
-    """Whether each word is replaced with `word_ratio`, or one word of a caption (the released pre-training)."""
+    one_word: bool = False
+    """Whether one word of a caption is replaced, as in the released pre-training, or each with `word_ratio`."""
     dictionary: str = ""
     """File or folder with translations of words, such as MUSE's en-de.txt; empty: learned from training rows that have
     captions in several languages."""
@@ -184,12 +126,13 @@ class Recipe(TrainingRecipe):
     """Whether i2t has contrastive matching of code-switched text, too (CLCM, in the released code alone)."""
     num_words: PositiveInt = 64
     """Visual words: classes of regions, with the background."""
+    detector_fraction: UnitInterval = 0.3
+    """Fraction of the budget at the beginning in which the encoder of regions learns the words of captions in the
+    language, after which it is frozen, as a detector is; 0 trains it with the rest."""
     finetune_fraction: UnitInterval = 0.0
     """Fraction of the budget at the end that fine-tunes matching; 0 pre-trains only."""
     finetune_languages: tuple[str, ...] = ("en",)
     """Languages of the captions in fine-tuning: English only, one other, or all."""
-    finetune_multi_cls: NonNegativeFloat = 0.0
-    """Weight of matching among the candidates of a group in fine-tuning; that of each pair has 1."""
     finetune_lr_scale: NonNegativeFloat = 0.5
     """Factor of the learning rate in fine-tuning."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.8, 1.0))
@@ -199,10 +142,14 @@ class Recipe(TrainingRecipe):
     def stages(self) -> tuple[Stage, ...]:
         last = self.finetune_fraction
         tuned: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses", "rows": "finetuning_rows"}
-        matching = ("encoder.*", "image_encoder.*", "itm_head.*")
+        detector: dict[str, Any] = {"batch": "labels_batch", "losses": "label_losses", "rows": "training_rows"}
+        encoder, heads = () if self.detector_fraction else ("image_encoder.*",), ("word_bias", "*_head.*")
         return (
-            Stage("pre-training", 1 - last, rows="training_rows"),
-            Stage("fine-tuning", last, matching, lr_scale=self.finetune_lr_scale, **tuned),
+            Stage("detector", self.detector_fraction, ("image_encoder.*", "label_head.*"), **detector),
+            Stage(
+                "pre-training", 1 - last - self.detector_fraction, ("encoder.*", *heads, *encoder), rows="training_rows"
+            ),
+            Stage("fine-tuning", last, ("encoder.*", "itm_head.*", *encoder), lr_scale=self.finetune_lr_scale, **tuned),
         )
 
     def columns(self) -> Declared:
@@ -225,27 +172,28 @@ class Recipe(TrainingRecipe):
         return [corpus]
 
     def training_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
-        """The training rows whose image has a caption in the language. Raises UserError where there is none."""
+        """The training rows with an image and a caption in the language. Raises UserError where there is none."""
         return rows_with_captions(corpus, (self.language, UNKNOWN_LANGUAGE))
 
     def finetuning_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
         """The training rows whose image has a caption in the languages of fine-tuning."""
         return rows_with_captions(corpus, self.finetune_languages)
 
-    def pairs_batch(
-        self, examples: list[Example], captions: list[str], texts: list[str], processor: Processor, rng: ExampleRNG
-    ) -> PairsBatch:
-        """Augmented images with texts, the random numbers of their groups, and classes of regions.
+    def labels_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelsBatch:
+        """Augmented images and a caption of each in the language."""
+        column, pixels = processor.text, [example["image"] for example in examples]
+        captions = column.sample_captions([column.of_source(example["text"]) for example in examples], example_rng)
+        return {"image": processor.image.augmented(pixels, self.augmentation, example_rng), "caption": column(captions)}
 
-        captions: what texts were before they were switched.
-        """
+    def pairs_batch(
+        self, examples: list[Example], captions: list[str], processor: Processor, rng: ExampleRNG
+    ) -> CaptionPairsBatch:
+        """Augmented images with captions, classes of regions, and the random numbers of groups."""
         pixels, given = ([example[name] for example in examples] for name in ("image", "text"))
         image = processor.image.augmented(pixels, self.augmentation, rng, given)
-        regions, length = self.image.num_patches, self.encoder.context_length
-        shapes = {"slots": (), "mask_kind": (), "word_numbers": (length, 3), "region_numbers": (regions, 2)}
-        numbers: dict[str, Any] = {name: rng.numbers(2, self.sample_n, *of) for name, of in shapes.items()}
+        numbers = pair_numbers(rng, self.sample_n, self.encoder.context_length, self.image.num_patches)
         classes, group = processor.image.words(image), text_ids(captions)
-        return {"image": image, "caption": processor.text(texts), "classes": classes, "group": group, **numbers}
+        return {"image": image, "caption": processor.text(captions), "classes": classes, "group": group, **numbers}
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> StreamsBatch:
         """Pairs of image and code-switched caption, and masked texts of the multilingual stream."""
@@ -255,26 +203,26 @@ class Recipe(TrainingRecipe):
         size = column.tokenizer.vocab_size
         masked = mask_texts(text, self.masking.word_prob, size, example_rng, 1, size)
         # Switching comes last, so that all else is the same whether there is any.
-        pairs = self.pairs_batch(examples, captions, captions, processor, example_rng)
-        switched = [self.switched(caption, processor, rng) for caption, rng in zip(captions, rngs, strict=True)]
+        pairs = self.pairs_batch(examples, captions, processor, example_rng)
+        words, ratio = column.dictionary, self.sent_ratio
+        switched = [
+            code_switch_word(caption, words, ratio, rng)
+            if self.one_word
+            else code_switch(caption, words, ratio, self.word_ratio, rng)
+            for caption, rng in zip(captions, rngs, strict=True)
+        ]
         batch: StreamsBatch = {**pairs, "caption": column(switched), "text": text, **masked}
         if self.use_clcm:
             batch["plain"] = column(captions)
         return batch
 
-    def switched(self, caption: str, processor: Processor, rng: np.random.Generator) -> str:
-        """The caption with words replaced by translations."""
-        words = processor.text.dictionary
-        if self.code_switch == "word":
-            return code_switch_word(caption, words, self.sent_ratio, rng)
-        return code_switch(caption, words, self.sent_ratio, self.word_ratio, rng)
-
-    def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PairsBatch:
+    def finetuning_batch(
+        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
+    ) -> CaptionPairsBatch:
         """Pairs of image and caption in one of the languages of fine-tuning."""
-        column, languages = processor.text, self.finetune_languages
-        given = [column.in_languages(example["text"], languages) for example in examples]
-        captions = column.sample_captions(given, example_rng)
-        return self.pairs_batch(examples, captions, captions, processor, example_rng)
+        given = [processor.text.in_languages(example["text"], self.finetune_languages) for example in examples]
+        captions = processor.text.sample_captions(given, example_rng)
+        return self.pairs_batch(examples, captions, processor, example_rng)
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -298,6 +246,6 @@ class Recipe(TrainingRecipe):
             optimizer=OptimizerConfig(1e-4, 0.0, (0.9, 0.98), 1e-8, "inverse_sqrt"),
             image=ImageEncoderConfig(320, 32, 2048, 0, 16, stem=(64, 128, 256)),
             encoder=SingleStreamConfig(250_002, 64, 768, 12, 12, 0.1),
-            code_switch="word",
+            one_word=True,
             num_words=1600,
         )
