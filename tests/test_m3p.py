@@ -126,8 +126,11 @@ def test_streams_and_what_arms_have_in_common(processor: Processor, translated: 
         assert text == " ".join(words)
         assert text != caption
     one_word = column.tokenizer.decode(batch_of(processor, translated, sent_ratio=1.0, one_word=True)["caption"])
-    for caption, text in zip(column.tokenizer.decode(plain["plain"]), one_word, strict=True):
-        assert sum(one != other for one, other in zip(caption.split(), text.split(), strict=True)) == 1
+    changed = [
+        sum(one != other for one, other in zip(caption.split(), text.split(), strict=True))
+        for caption, text in zip(column.tokenizer.decode(plain["plain"]), one_word, strict=True)
+    ]
+    assert max(changed) == 1  # "a" is the same in both languages
 
 
 def test_only_paired_languages_go_with_images(translated: Corpus) -> None:

@@ -63,7 +63,7 @@ def _centroids(points: Float[np.ndarray, "points values"], count: int) -> Float[
     """The centroids of k-means, the most frequent first."""
     from sklearn.cluster import KMeans  # takes a second to import
 
-    distinct = np.unique(points.round(4), axis=0)
-    clusters = KMeans(min(count, len(distinct)), n_init=1, random_state=0).fit(points)
-    order = np.argsort(-np.bincount(clusters.labels_, minlength=clusters.n_clusters), kind="stable")
+    distinct, counts = np.unique(points.round(3), axis=0, return_counts=True)
+    clusters = KMeans(min(count, len(distinct)), n_init=1, random_state=0).fit(distinct, sample_weight=counts)
+    order = np.argsort(-np.bincount(clusters.labels_, counts, clusters.n_clusters), kind="stable")
     return clusters.cluster_centers_[order].round(4)
