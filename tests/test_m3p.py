@@ -134,11 +134,11 @@ def test_streams_and_what_arms_have_in_common(processor: Processor, translated: 
 
 
 def test_only_paired_languages_go_with_images(translated: Corpus) -> None:
-    recipe = dataclasses.replace(TINY, language="de", finetune_languages=("en", "de"))
+    recipe = dataclasses.replace(TINY, source_language="de", finetune_languages=("en", "de"))
     assert len(recipe.training_rows(translated)) == len(translated.rows("train"))
     assert recipe.build(fit_processor(recipe, translated)).paired_languages == ("de", "und", "en")
     with pytest.raises(UserError, match="in fr"):
-        fit_processor(dataclasses.replace(TINY, language="fr"), translated)
+        fit_processor(dataclasses.replace(TINY, source_language="fr"), translated)
     with pytest.raises(UserError, match="in fr"):
         dataclasses.replace(TINY, finetune_languages=("fr",)).training_corpora(translated)
 

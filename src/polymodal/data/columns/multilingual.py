@@ -127,15 +127,17 @@ def training_captions(corpus: Corpus) -> Iterator[list[Caption]]:
 def rows_with_captions(corpus: Corpus, languages: Sequence[str]) -> np.ndarray:
     """Return the training rows with an image and a caption in one of the languages. Raises UserError without any."""
     rows, image = corpus.rows("train"), corpus.column_with(Image)
-    there = [not {*languages}.isdisjoint(spoken) for spoken in row_languages(corpus, rows)]
-    rows = rows[np.array(there, dtype=bool)]
+    spoken = row_languages(corpus, rows)
+    rows = rows[np.array([not {*languages}.isdisjoint(some) for some in spoken], dtype=bool)]
     if isinstance(corpus, Mixture):
         rows = rows[np.array([corpus.raw(row, image) is not None for row in rows.tolist()], dtype=bool)]
     else:
         rows = rows[corpus.has(image)[rows]]
     if not len(rows):
+        wanted = " or ".join(language for language in languages if language != UNKNOWN_LANGUAGE)
+        there = sorted({language for some in spoken for language in some})
         raise UserError(
-            f"No training row of '{corpus.name}' has an image with a caption in {' or '.join(languages)}; name the "
-            f"language of the captions.{corpus.hint}"
+            f"No training row of '{corpus.name}' has an image with a caption in {wanted}; its captions are in "
+            f"{', '.join(there) or 'no language'}.{corpus.hint}"
         )
     return rows

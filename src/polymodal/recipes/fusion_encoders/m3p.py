@@ -79,7 +79,7 @@ class M3P(PatchPretraining):
         super().__init__(recipe.image, recipe.encoder, vocab_size, num_classes, *losses)
         self.recipe = recipe
         finetuned = recipe.finetune_languages if recipe.finetune_fraction else ()
-        self.paired_languages = tuple(dict.fromkeys((recipe.language, UNKNOWN_LANGUAGE, *finetuned)))
+        self.paired_languages = tuple(dict.fromkeys((recipe.source_language, UNKNOWN_LANGUAGE, *finetuned)))
 
     label_losses = whole_batch(PatchPretraining.label_losses)
     finetuning_losses = whole_batch(PatchPretraining.finetuning_losses)
@@ -105,7 +105,7 @@ class Recipe(TrainingRecipe):
     encoder: SingleStreamConfig = SingleStreamConfig()
     masking: MaskingConfig = MaskingConfig()
     weights: LossConfig = LossConfig()
-    language: str = "en"
+    source_language: str = "en"
     """Language (BCP 47 code) of the captions that go with images."""
     language_alpha: UnitInterval = 0.3
     """Exponent of the frequency by which languages of the text stream are sampled; 1 samples them as they are."""
@@ -158,7 +158,7 @@ class Recipe(TrainingRecipe):
         dictionary = self.dictionary if self.sent_ratio and self.word_ratio else None
         return {
             "image": VisualWordsColumn(self.image.image_size, grid=grid, num_words=self.num_words),
-            "text": MultilingualColumn(tokenizer, self.language, self.language_alpha, dictionary),
+            "text": MultilingualColumn(tokenizer, self.source_language, self.language_alpha, dictionary),
         }
 
     def build(self, processor: Processor) -> M3P:
@@ -173,7 +173,7 @@ class Recipe(TrainingRecipe):
 
     def training_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
         """The training rows with an image and a caption in the language. Raises UserError where there is none."""
-        return rows_with_captions(corpus, (self.language, UNKNOWN_LANGUAGE))
+        return rows_with_captions(corpus, (self.source_language, UNKNOWN_LANGUAGE))
 
     def finetuning_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
         """The training rows whose image has a caption in the languages of fine-tuning."""
