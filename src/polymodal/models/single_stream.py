@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import ContextLength, DecayRate, NonNegativeFloat, PositiveInt, UnitInterval
-from polymodal.data.masked_input import mask_regions, mask_tokens_by
+from polymodal.data.masked_input import MaskedTexts, mask_regions, mask_tokens_by
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.layers.cross_attention import CrossAttentionBlock
 from polymodal.layers.distributed import all_gather, all_gather_tokens, all_gather_with_grad, rank
@@ -169,6 +169,12 @@ class CaptionPairsBatch(PairNumbers):
     classes: Int[Tensor, "batch regions"]
     group: Float[Tensor, " batch"]
     plain: NotRequired[Tokens]
+
+
+class StreamsBatch(CaptionPairsBatch, MaskedTexts):
+    """text: of the multilingual stream, which has no images."""
+
+    text: Tokens
 
 
 class RegionTextPairs(NamedTuple):

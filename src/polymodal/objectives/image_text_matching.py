@@ -9,7 +9,7 @@ pair is the method's own:
 
 A group is a positive pair among random negatives of one text, or of one image (Unicoder-VL, Li et al. 2020; M3P):
 
-    groups = sample_itm_groups(own, positive_mask(len(own), len(images), own, labels), uniform)
+    groups = sample_itm_groups(query, positive_mask(len(query), len(images), query, labels), uniform)
     loss = itm_group_loss(scores(images[groups.candidates]), groups)
 """
 
@@ -146,12 +146,12 @@ class ITMGroups:
 
 
 def sample_itm_groups(
-    own: Int[Tensor, " groups"], positive: Bool[Tensor, "groups all"], uniform: Float[Tensor, "groups size"]
+    query: Int[Tensor, " groups"], positive: Bool[Tensor, "groups all"], uniform: Float[Tensor, "groups size"]
 ) -> ITMGroups:
     """Sample the negatives of each query uniformly, without replacement, and put its positive in a random slot.
 
-    own: the positive of each query. positive: all candidates that are no negatives of it (`positive_mask`). uniform: in
-    [0, 1), which alone determine slot and negatives.
+    query: the index of each query's positive. positive: all candidates that are no negatives of it (`positive_mask`).
+    uniform: in [0, 1), which alone determine slot and negatives.
     """
     groups, size = uniform.shape
     slot = (uniform[:, 0] * size).long().clamp(max=size - 1)
@@ -163,17 +163,17 @@ def sample_itm_groups(
         rank_of = (numbers * left).long().minimum((left - 1).clamp(min=0))
         chosen = ((allowed.cumsum(1) == rank_of[:, None] + 1) & allowed).int().argmax(1)
         there.append(left > 0)
-        negatives.append(torch.where(left > 0, chosen, own))
+        negatives.append(torch.where(left > 0, chosen, query))
         allowed = allowed.scatter(1, chosen[:, None], False)
     columns = torch.arange(size, device=slot.device).expand(groups, -1)
     # Slot s has the positive, earlier slots the first negatives, later ones the rest.
     order = columns - (columns > slot[:, None]).long()
     is_positive = columns == slot[:, None]
-    found = torch.stack([*negatives, own], dim=1).gather(1, order.clamp(max=max(size - 2, 0)))
-    real = torch.stack([*there, torch.ones_like(own, dtype=torch.bool)], dim=1).gather(
+    chosen_negatives = torch.stack([*negatives, query], dim=1).gather(1, order.clamp(max=max(size - 2, 0)))
+    real = torch.stack([*there, torch.ones_like(query, dtype=torch.bool)], dim=1).gather(
         1, order.clamp(max=max(size - 2, 0))
     )
-    return ITMGroups(torch.where(is_positive, own[:, None], found), slot, real | is_positive)
+    return ITMGroups(torch.where(is_positive, query[:, None], chosen_negatives), slot, real | is_positive)
 
 
 def itm_group_loss(

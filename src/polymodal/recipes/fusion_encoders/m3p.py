@@ -14,16 +14,16 @@ then frozen (paper: up to 100 regions of a frozen detector); their classes are v
 are regressed, L2-normalized as features are in the paper (released code: not normalized); texts of the stream are
 captions of all languages of the training rows (Wikipedia in 100 languages); a dictionary is learned by word alignment
 from these rows, unless `--dictionary` names one (PanLex); weights begin at random (XLM-R); a step adds up the losses of
-the three streams, which the released code optimizes one after the other; negatives come from the batch (from all data),
-and never have the text of the positive; a caption is switched once a step; texts of the stream are as short as captions
-(128 tokens); attention weights have no dropout. Left out: the adversarial training and the captioning and translation
-tasks of the repository, which the paper does not have.
+the three streams, optimized in turn in the released code; negatives come from the batch (from all data), and never have
+the text of the positive; a caption is switched once a step; texts of the stream are as short as captions (128 tokens);
+attention weights have no dropout. Left out: adversarial training, captioning and translation, which the repository
+alone has.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -34,11 +34,11 @@ from polymodal.data.code_switching import code_switch, code_switch_word
 from polymodal.data.columns.multilingual import MultilingualColumn, rows_with_captions
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.visual_words import VisualWordsColumn
-from polymodal.data.masked_input import MaskedTexts, mask_texts
+from polymodal.data.masked_input import mask_texts
 from polymodal.data.processor import Declared, Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.modalities.image_augmentation import ImageAugmentation
-from polymodal.modalities.text import UNKNOWN_LANGUAGE, Tokens, text_ids
+from polymodal.modalities.text import UNKNOWN_LANGUAGE, text_ids
 from polymodal.models.single_stream import (
     CaptionPairsBatch,
     LabelsBatch,
@@ -46,6 +46,7 @@ from polymodal.models.single_stream import (
     MaskingConfig,
     PatchPretraining,
     SingleStreamConfig,
+    StreamsBatch,
     pair_numbers,
 )
 from polymodal.rng import ExampleRNG
@@ -63,12 +64,6 @@ paper = Paper(
     code="microsoft/M3P@8d677d80c57419f92d602fcc5c5a7de22349ca2f",
     parameters={"encoder.*": 277_453_056},  # of XLM-R base without its pooler, from which it begins
 )
-
-
-class StreamsBatch(CaptionPairsBatch, MaskedTexts):
-    """text: of the multilingual stream, which has no images."""
-
-    text: Tokens
 
 
 class M3P(PatchPretraining):
@@ -137,18 +132,14 @@ class Recipe(TrainingRecipe):
     """Factor of the learning rate in fine-tuning."""
     augmentation: ImageAugmentation = ImageAugmentation(scale=(0.8, 1.0))
 
-    size_fields: ClassVar[dict[str, dict[str, Any]]] = {"small": {"num_words": 256}, "base": {"num_words": 1600}}
-
     def stages(self) -> tuple[Stage, ...]:
-        last = self.finetune_fraction
+        first, last = self.detector_fraction, self.finetune_fraction
         tuned: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses", "rows": "finetuning_rows"}
         detector: dict[str, Any] = {"batch": "labels_batch", "losses": "label_losses", "rows": "training_rows"}
-        encoder, heads = () if self.detector_fraction else ("image_encoder.*",), ("word_bias", "*_head.*")
+        encoder, heads = () if first else ("image_encoder.*",), ("word_bias", "*_head.*")
         return (
-            Stage("detector", self.detector_fraction, ("image_encoder.*", "label_head.*"), **detector),
-            Stage(
-                "pre-training", 1 - last - self.detector_fraction, ("encoder.*", *heads, *encoder), rows="training_rows"
-            ),
+            Stage("detector", first, ("image_encoder.*", "label_head.*"), **detector),
+            Stage("pre-training", 1 - first - last, ("encoder.*", *heads, *encoder), rows="training_rows"),
             Stage("fine-tuning", last, ("encoder.*", "itm_head.*", *encoder), lr_scale=self.finetune_lr_scale, **tuned),
         )
 
@@ -239,8 +230,7 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """XLM-R base and 100 regions of 2,048 features with 1,600 classes, as the released code has them; batches and
-        learning rate of pre-training were not read in the repository."""
+        """XLM-R base, 100 regions of 2,048 features, 1,600 classes (released code); batch and rate: unverified."""
         return cls(
             batch_size=1024,
             optimizer=OptimizerConfig(1e-4, 0.0, (0.9, 0.98), 1e-8, "inverse_sqrt"),
