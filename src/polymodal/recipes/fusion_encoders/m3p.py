@@ -190,8 +190,7 @@ class Recipe(TrainingRecipe):
         """Pairs of image and code-switched caption, and masked texts of the multilingual stream."""
         column, rngs = processor.text, example_rng.generators
         captions = column.sample_captions([column.of_source(example["text"]) for example in examples], example_rng)
-        text = column(column.sample_stream(example_rng))
-        size = column.tokenizer.vocab_size
+        text, size = column(column.sample_stream(example_rng)), column.tokenizer.vocab_size
         masked = mask_texts(text, self.masking.word_prob, size, example_rng, 1, size)
         # Switching comes last, so that all else is the same whether there is any.
         pairs = self.pairs_batch(examples, captions, processor, example_rng)
