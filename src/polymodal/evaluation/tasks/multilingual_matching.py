@@ -132,6 +132,7 @@ def plot(inputs: TaskInputs) -> Panels:
     ]
     texts = [str(first_in(examples[number], language)) for language in chosen]
     items = [example[item] for example in examples]
+    captions_of = [{caption.text for caption in example["text"]} for example in examples]
     logits = matching_logits(inputs.method, inputs.processor, item, items, texts)
     return retrieval_panels(
         [
@@ -139,7 +140,7 @@ def plot(inputs: TaskInputs) -> Panels:
             for text, language in zip(texts, chosen, strict=True)
         ],
         logits.T,
-        [np.array([number])] * len(texts),
+        [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
         lambda place, title, right: value_panel(corpus, int(rows[place]), inputs.item_column, title, right),
         f"One example by its captions in several languages, among {len(rows)}; green: relevant",
     )
