@@ -51,6 +51,7 @@ OBJECTS = ("square", "disk", "bar", "cross")
 SIDE, RATE, ITEMS = 32, 16_000, 24
 SPLITS = {"train": 24, "validation": 4, "test": 8}
 CAPTIONED = ("hybrid_captions",)  # what needs captions in a synthetic format beside others
+TRANSLATED = ("m3p",)  # what needs captions in two languages
 
 
 def columns() -> dict[str, Modality]:
@@ -205,11 +206,19 @@ def other(color: str) -> str:
     return list(COLORS)[(list(COLORS).index(color) + 1) % 4]
 
 
+def translated(text: str) -> str:
+    """Every word in another language, which is the same letters the other way round."""
+    return " ".join(word[::-1] for word in text.split())
+
+
 def corpus_for(name: str, corpus: Corpus) -> Corpus:
-    """The corpus; for what needs it, the second caption of each example is a short synthetic one."""
-    if name not in CAPTIONED:
+    """The corpus; for what needs it, the second caption of each example is a short synthetic one, or a translation."""
+    if name not in CAPTIONED + TRANSLATED:
         return corpus
     place, kind = corpus.table.column_names.index("text"), corpus.table.schema.field("text").type
     texts = corpus.table.column("text").to_pylist()
-    retagged = [[first, *({**other, "language": "en-x-ssc"} for other in others)] for first, *others in texts]
+    if name in CAPTIONED:
+        retagged = [[first, *({**other, "language": "en-x-ssc"} for other in others)] for first, *others in texts]
+    else:
+        retagged = [[first, {"text": translated(first["text"]), "language": "de"}] for first, *_ in texts]
     return replace(corpus, table=corpus.table.set_column(place, "text", pa.array(retagged, kind)))

@@ -43,6 +43,10 @@ class ExampleRNG:
         numbers = (splitmix64(self.seeds + counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return torch.from_numpy((low + (high - low) * numbers).astype(np.float32))
 
+    def numbers(self, *shape: int) -> Tensor:
+        """Numbers of this shape for each example, uniform in [0, 1), from its generator: (batch, *shape)."""
+        return torch.from_numpy(np.stack([rng.random(shape, dtype=np.float32) for rng in self.generators]))
+
     def repeat(self, times: int) -> ExampleRNG:
         """The same numbers for several parts of each example, such as the frames of a clip, drawn anew."""
         return ExampleRNG(np.repeat(self.seeds, times))

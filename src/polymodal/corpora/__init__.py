@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.mixture import mix_corpora
     from polymodal.corpora.molecules import molecules
     from polymodal.corpora.movies import movies
+    from polymodal.corpora.named_objects import named_objects
     from polymodal.corpora.pages import pages
     from polymodal.corpora.rated_images import rated_images
     from polymodal.corpora.referring import referring
@@ -118,6 +119,7 @@ __all__ = [
     "mix_corpora",
     "molecules",
     "movies",
+    "named_objects",
     "open_data",
     "pages",
     "rated_images",

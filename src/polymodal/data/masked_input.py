@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from polymodal.data.masks import expand_content, mask_random
 from polymodal.errors import UserError
@@ -122,3 +123,55 @@ def mask_values(
     mask alone.
     """
     return MaskedInput(values.masked_fill(mask.view(*mask.shape, *[1] * (values.ndim - 2)), value), values, mask)
+
+
+def mask_tokens_by(
+    tokens: Tokens,
+    uniform: Float[Tensor, "batch length 3"],
+    ratio: float,
+    mask_id: int,
+    vocab_size: int,
+    mask_prob: float = 0.8,
+    random_prob: float = 0.1,
+) -> MaskedInput:
+    """Mask tokens as BERT does, by given random numbers, for texts that are known on the device alone.
+
+    Each content token is masked with probability `ratio`, and the one of the lowest number where none is. uniform:
+    in [0, 1), for each position: whether it is masked; by what it is replaced; which random token. Positions beyond
+    the length of `uniform` are not masked. mask_prob, random_prob: see `mask_tokens`; the others are kept.
+    """
+    missing = tokens.ids.shape[1] - uniform.shape[1]
+    drawn = F.pad(uniform, (0, 0, 0, max(missing, 0)), value=1.0)[:, : tokens.ids.shape[1]]
+    order = drawn[..., 0].masked_fill(~tokens.content_mask, 2.0)
+    first = (order == order.amin(1, keepdim=True)) & (order < 1)
+    mask = (order < ratio) | (first & ~(order < ratio).any(1, keepdim=True))
+    ids = tokens.ids.masked_fill(mask & (drawn[..., 1] < mask_prob), mask_id)
+    is_random = mask & (drawn[..., 1] >= mask_prob) & (drawn[..., 1] < mask_prob + random_prob)
+    ids = torch.where(is_random, (drawn[..., 2] * vocab_size).long().clamp(max=vocab_size - 1), ids)
+    return MaskedInput(dataclasses.replace(tokens, ids=ids), tokens.ids, mask)
+
+
+class MaskedRegions(NamedTuple):
+    """predicted: True for regions that are predicted. zeroed: True for those of them whose feature is zero."""
+
+    predicted: Bool[Tensor, "batch regions"]
+    zeroed: Bool[Tensor, "batch regions"]
+
+
+def mask_regions(
+    has_class: Bool[Tensor, "batch regions"],
+    uniform: Float[Tensor, "batch regions 2"],
+    ratio: float,
+    keep_prob: float = 0.1,
+) -> MaskedRegions:
+    """Mask regions of images by given random numbers (masked region modeling, released code of M3P).
+
+    Each region of a class other than the background is predicted with probability `ratio`, and the last region, as it
+    is, where none would be. keep_prob: probability of a predicted region to keep its feature. uniform: in [0, 1).
+    """
+    predicted = has_class & (uniform[..., 0] < ratio)
+    zeroed = predicted & (uniform[..., 1] >= keep_prob)
+    none = ~predicted.any(1)
+    last = torch.zeros_like(predicted)
+    last[:, -1] = none
+    return MaskedRegions(predicted | last, zeroed)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
+
+from polymodal.modalities.text import Tokens
 
 # torch 2.13 renamed these and warns at every call of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -49,6 +53,14 @@ def all_gather(x: Float[Tensor, rows * dims]) -> Float[Tensor, all_rows * dims]:
     gathered = x.new_empty((world_size() * len(x), *x.shape[1:]))
     _all_gather(gathered, x.detach().contiguous())
     return gathered
+
+
+def all_gather_tokens(text: Tokens, context_length: int) -> Tokens:
+    """Gather the texts of all ranks, padded to a length that none exceeds."""
+    if world_size() == 1:
+        return text
+    ids = F.pad(text.ids, (0, context_length - text.ids.shape[1]))
+    return replace(text, ids=all_gather(ids), lengths=all_gather(text.lengths))
 
 
 def reduce_scatter(x: Float[Tensor, all_rows * dims]) -> Float[Tensor, rows * dims]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from polymodal.data.processor import Processor
 from polymodal.data.video_text import QuestionBatch, sample_captions
 from polymodal.encoders.multiway_moe import MultiwayMoEConfig
-from polymodal.layers.distributed import all_gather, world_size
+from polymodal.layers.distributed import all_gather, all_gather_tokens
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens, text_ids
@@ -82,7 +82,7 @@ class MultiwayPairs(nn.Module):
         # Negatives come from the batch of all processes.
         to_texts, to_images = ((scale * one @ all_gather(other).T).detach() for one, other in ((a, b), (b, a)))
         pairs = sample_itm_pairs(to_texts, group, to_images, uniform=batch["uniform"])
-        images, texts = all_gather(image), self._of_all_processes(text)
+        images, texts = all_gather(image), all_gather_tokens(text, self.context_length)
         # The pairs themselves, images with negative texts, texts with negative images.
         for of_image, of_text in zip(pairs.image.chunk(3), pairs.text.chunk(3), strict=True):
             some = replace(texts, ids=texts.ids[of_text], lengths=texts.lengths[of_text])
@@ -122,9 +122,3 @@ class MultiwayPairs(nn.Module):
         """The first token of texts that are encoded with images, and the balance loss."""
         tokens = self.encoder(image, text)
         return tokens.text[:, 0], tokens.balance_loss
-
-    def _of_all_processes(self, text: Tokens) -> Tokens:
-        if world_size() == 1:
-            return text
-        ids = F.pad(text.ids, (0, self.context_length - text.ids.shape[1]))
-        return replace(text, ids=all_gather(ids), lengths=all_gather(text.lengths))

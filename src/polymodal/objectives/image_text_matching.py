@@ -1,4 +1,4 @@
-"""Image-text matching (ITM) with hard negatives from the batch (ALBEF, Li et al. 2021, section 3.2).
+"""Image-text matching (ITM): hard negatives from the batch (ALBEF, Li et al. 2021, section 3.2), or groups.
 
 A pair is an example's index in each of two modalities, named image and text here whatever they are. The fusion of a
 pair is the method's own:
@@ -6,6 +6,11 @@ pair is the method's own:
     pairs = sample_itm_pairs(logit_scale * image @ text.T, labels)
     logits = itm_head(fuse(tokens[pairs.text], patches[pairs.image])[:, 0])
     loss = itm_loss(logits, pairs)
+
+A group is a positive pair among random negatives of one text, or of one image (Unicoder-VL, Li et al. 2020; M3P):
+
+    groups = sample_itm_groups(query, positive_mask(len(query), len(images), query, labels), uniform)
+    loss = itm_group_loss(scores(images[groups.candidates]), groups)
 """
 
 from __future__ import annotations
@@ -138,3 +143,70 @@ def itm_loss(logits: Float[Tensor, "pairs 2"], pairs: ITMPairs) -> Float[Tensor,
     """Return the mean cross-entropy of "does not match" (class 0) and "matches" (class 1) over all valid pairs."""
     losses = F.cross_entropy(logits, pairs.labels, reduction="none")
     return global_mean(losses[pairs.valid].sum(), pairs.valid.sum())
+
+
+@dataclass(frozen=True)
+class ITMGroups:
+    """Groups of candidates of one query, of which one is its positive.
+
+    candidates: their indices. slot: the place of the positive, uniformly random. valid: False for a negative that is
+    none, because fewer candidates are negatives; it repeats the positive and counts nothing.
+    """
+
+    candidates: Int[Tensor, "groups size"]
+    slot: Int[Tensor, " groups"]
+    valid: Bool[Tensor, "groups size"]
+
+    @property
+    def positive(self) -> Bool[Tensor, "groups size"]:
+        """True at the positive of each group."""
+        return torch.arange(self.candidates.shape[1], device=self.slot.device) == self.slot[:, None]
+
+
+def sample_itm_groups(
+    query: Int[Tensor, " groups"], positive: Bool[Tensor, "groups all"], uniform: Float[Tensor, "groups size"]
+) -> ITMGroups:
+    """Sample the negatives of each query uniformly, without replacement, and put its positive in a random slot.
+
+    query: the index of each query's positive. positive: all candidates that are no negatives of it (`positive_mask`).
+    uniform: in [0, 1), which alone determine slot and negatives.
+    """
+    groups, size = uniform.shape
+    slot = (uniform[:, 0] * size).long().clamp(max=size - 1)
+    allowed = ~positive
+    negatives, there = [], []
+    for numbers in uniform.unbind(1)[1:]:
+        left = allowed.sum(1)
+        # The candidate of rank floor(u * left) among those that are left.
+        rank_of = (numbers * left).long().minimum((left - 1).clamp(min=0))
+        chosen = ((allowed.cumsum(1) == rank_of[:, None] + 1) & allowed).int().argmax(1)
+        there.append(left > 0)
+        negatives.append(torch.where(left > 0, chosen, query))
+        allowed = allowed.scatter(1, chosen[:, None], False)
+    columns = torch.arange(size, device=slot.device).expand(groups, -1)
+    # Slot s has the positive, earlier slots the first negatives, later ones the rest.
+    order = columns - (columns > slot[:, None]).long()
+    is_positive = columns == slot[:, None]
+    chosen_negatives = torch.stack([*negatives, query], dim=1).gather(1, order.clamp(max=max(size - 2, 0)))
+    real = torch.stack([*there, torch.ones_like(query, dtype=torch.bool)], dim=1).gather(
+        1, order.clamp(max=max(size - 2, 0))
+    )
+    return ITMGroups(torch.where(is_positive, query[:, None], chosen_negatives), slot, real | is_positive)
+
+
+def itm_group_loss(
+    scores: Float[Tensor, "groups size"],
+    groups: ITMGroups,
+    multi_cls_loss_weight: float = 1.0,
+    bin_cls_loss_weight: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of the positive among a group's candidates, plus the binary one of each pair.
+
+    multi_cls_loss_weight, bin_cls_loss_weight: of the two; M3P fine-tunes with 0 and 1.
+    """
+    among = F.cross_entropy(scores.masked_fill(~groups.valid, -torch.inf), groups.slot, reduction="sum")
+    each = F.binary_cross_entropy_with_logits(scores, groups.positive.to(scores), reduction="none")
+    multiclass = global_mean(among, len(scores))
+    return multi_cls_loss_weight * multiclass + bin_cls_loss_weight * global_mean(
+        each[groups.valid].sum(), groups.valid.sum()
+    )

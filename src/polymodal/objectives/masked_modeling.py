@@ -57,6 +57,13 @@ def masked_patch_loss(
     return global_mean(error, mask.sum())
 
 
+def masked_feature_loss(
+    prediction: Float[Tensor, "masked values"], features: Float[Tensor, "masked values"]
+) -> Float[Tensor, ""]:
+    """Return the mean squared error of features of masked regions (MRFR, UNITER, Chen et al. 2020, section 3.2)."""
+    return global_mean((prediction - features).square().mean(-1).sum(), len(features))
+
+
 def masked_table_loss(
     numbers: Float[Tensor, "batch numeric"],
     category_logits: Float[Tensor, "batch categorical values"],

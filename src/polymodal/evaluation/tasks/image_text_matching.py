@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor
@@ -21,6 +25,15 @@ MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
 BLOCK = 16  # examples that are scored with all texts at once
 
 
+def matching_logits(
+    method: nn.Module, processor: Processor, item: str, items: Sequence[Any], texts: list[str]
+) -> Float[Tensor, "items texts"]:
+    """Return the logit of every pair. item: the name of what texts are about, such as `video`."""
+    blocks = [{"text": texts, item: list(items[start : start + BLOCK])} for start in range(0, len(items), BLOCK)]
+    size = max(BLOCK, len(texts))
+    return torch.cat([part for some in blocks for part in answers(method, processor, "itm_logits", some, size)])
+
+
 def matching_scores(method: nn.Module, processor: Processor, reader: Reader, split: str, item: str) -> list[Score]:
     """Retrieval in both directions among examples with one text each, ranked by the matching logit of each pair.
 
@@ -28,19 +41,7 @@ def matching_scores(method: nn.Module, processor: Processor, reader: Reader, spl
     """
     _, examples = reader.read_split(split, MAX_MATCHED)
     texts = first_captions(reader.corpus, examples)
-    logits = torch.cat(
-        [
-            part
-            for start in range(0, len(examples), BLOCK)
-            for part in answers(
-                method,
-                processor,
-                "itm_logits",
-                {"text": texts, item: [example[item] for example in examples[start : start + BLOCK]]},
-                batch_size=len(texts),
-            )
-        ]
-    )
+    logits = matching_logits(method, processor, item, [example[item] for example in examples], texts)
     relevant = [np.array([place for place, other in enumerate(texts) if other == text]) for text in texts]
     unit, every = np.arange(len(texts)), torch.eye(len(texts))  # so that a query's similarities are its vector
     scores = []
@@ -60,17 +61,11 @@ def plot(inputs: TaskInputs) -> Panels:
     assert item is not None
     rows, examples = inputs.test_examples(MAX_PLOTTED)
     texts = first_captions(corpus, examples[:: len(examples) // EXAMPLES])[:EXAMPLES]
-    blocks = [examples[start : start + BLOCK] for start in range(0, len(examples), BLOCK)]
-    columns = [{"text": texts, item: [example[item] for example in block]} for block in blocks]
-    logits = [
-        part
-        for some in columns
-        for part in answers(inputs.method, inputs.processor, "itm_logits", some, max(BLOCK, EXAMPLES))
-    ]
+    logits = matching_logits(inputs.method, inputs.processor, item, [example[item] for example in examples], texts)
     captions_of = [{caption.text for caption in example["text"]} for example in examples]
     return retrieval_panels(
         [text_panel([text], "query") for text in texts],
-        torch.cat(logits).T,
+        logits.T,
         [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
         lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
         f"Matching among {len(rows)} test examples; green: relevant",
