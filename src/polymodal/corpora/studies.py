@@ -38,7 +38,7 @@ KINDS = {
     "cyst": Kind(((0.1, 0.05), (0.1, 0.05)), (2.0, 4.5)),
     "hemorrhage": Kind(((1.0, 0.2), (1.0, 0.2)), (2.0, 4.5), 1.0),
     "tumor": Kind(((1.1, 0.7), (0.3, 0.7)), (3.0, 5.5), 1.0),
-    "plaques": Kind(((0.4, 1.05), (0.4, 1.05)), (1.3, 2.3), 0.0, 5),
+    "plaque": Kind(((0.4, 1.05), (0.4, 1.05)), (1.3, 2.3), 0.0, 5),
 }
 # lobe -> where it is, in fractions of the brain's box: right-left, back-front, bottom-top
 LOBES = {
@@ -124,15 +124,16 @@ def study(anatomy: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         drawn = _lesion(anatomy, mask, kind, lobe, rng)
         if drawn is not None:
             voxels, core, size, side = drawn
-            mask[voxels], inner[core] = index + 1, True
+            mask[voxels] = index + 1
+            inner[core] = True
             sentences[kind, lobe] = f"a {size} {kind} in the {side} {lobe} lobe."
     scans = np.empty((len(CONTRASTS), *mask.shape), np.uint8)
     for number, name in enumerate(CONTRASTS):
         level = np.array(BRIGHTNESS[name][:3]) * rng.uniform(0.9, 1.1, 3)
         scan = np.einsum("tdhw,t->dhw", anatomy, level)
-        for index, (kind, _) in enumerate(FINDINGS, start=1):
+        for place, (kind, _) in enumerate(FINDINGS, start=1):
             outer, core = (KINDS[kind].brightness[part][number] for part in range(2))
-            scan = np.where(mask == index, np.where(inner, core, outer) * rng.uniform(0.95, 1.05), scan)
+            scan = np.where(mask == place, np.where(inner, core, outer) * rng.uniform(0.95, 1.05), scan)
         scan = gaussian_filter(scan, 0.4) + 0.02 * rng.standard_normal(scan.shape)
         scans[number] = np.clip(scan * (anatomy.sum(0) > 0.3) * 200, 0, 255)
     return scans, mask, sentences

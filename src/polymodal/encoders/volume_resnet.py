@@ -13,16 +13,14 @@ from polymodal.errors import UserError
 from polymodal.layers.projection_head import SyncBatchNorm3d
 
 EXPANSION = 4  # output over inner width of a bottleneck
-Maps = Float[Tensor, "batch channels deep high wide"]
+Maps = Float[Tensor, "batch _ _ _ _"]  # channels, depth, height, width
 
 
 @dataclass(frozen=True)
 class VolumeResNetConfig:
     """Configuration of the multi-scale encoder of volumes."""
 
-    num_contrasts: PositiveInt = 2
-    """Number of contrasts (MRI modalities) that a scan may have; 1 for CT."""
-    image_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (48, 56, 48)
+    image_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (40, 48, 40)
     """Depth, height and width in voxels, to which scans are cropped and padded around their center."""
     width: PositiveInt = 16
     """Channels of the stem; those of the four groups of blocks are 4, 8, 16 and 32 times as many."""
@@ -75,12 +73,13 @@ class Bottleneck3d(nn.Module):
 class VolumeResNet(nn.Module):
     """ResNet of volumes; `forward` returns the feature maps of the stem and of the four groups of blocks."""
 
-    def __init__(self, config: VolumeResNetConfig):
+    def __init__(self, config: VolumeResNetConfig, num_contrasts: int):
+        """num_contrasts: that a scan may have, such as the modalities of MRI; 1 for CT."""
         super().__init__()
         self.config = config
-        padding = tuple(kernel // 2 for kernel in config.stem_kernel)
+        deep, high, wide = (kernel // 2 for kernel in config.stem_kernel)
         self.conv1 = nn.Conv3d(
-            config.num_contrasts, config.width, config.stem_kernel, config.stem_stride, padding, bias=False
+            num_contrasts, config.width, config.stem_kernel, config.stem_stride, (deep, high, wide), bias=False
         )
         self.bn1 = SyncBatchNorm3d(config.width)
         self.relu = nn.ReLU()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,15 +58,13 @@ class MultiScaleTokens(nn.Module):
             if number == 0:
                 layers += [nn.Conv3d(wide, wide, 3, padding=1), SyncBatchNorm3d(wide), nn.ReLU(), nn.MaxPool3d(2)]
             self.scales.append(nn.Sequential(*layers, nn.Conv3d(wide, config.width, 1), nn.Flatten(2)))
-        positions = int(torch.tensor(last_size).prod())
+        positions = math.prod(last_size)
         self.mix4 = nn.Linear(self.sizes[3] ** 3, config.num_tokens)
         self.mix5 = nn.Sequential(
             nn.Linear(positions, config.position_width), nn.ReLU(), nn.Linear(config.position_width, config.num_tokens)
         )
 
-    def forward(
-        self, maps: Sequence[Float[Tensor, "batch channels deep high wide"]]
-    ) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, maps: Sequence[Float[Tensor, "batch _ _ _ _"]]) -> Float[Tensor, "batch tokens width"]:
         pooled = [F.adaptive_avg_pool3d(one, size) for one, size in zip(maps, self.sizes, strict=False)]
         first, second, third, fourth, fifth = (
             scale(one) for scale, one in zip(self.scales, [*pooled, maps[4]], strict=True)

@@ -153,6 +153,14 @@ class QFormer(nn.Module):
             x = block(x, num_queries, mask, media, media_mask)
         return x[:, :num_queries], x[:, num_queries:]
 
+    @torch.no_grad()
+    def copy_text_branch(self) -> None:
+        """Let the queries begin with the MLPs and norms of the text branch, as BLIP-2's released code does."""
+        own = self.state_dict()
+        for name, weight in own.items():
+            if ".text_mlp." in name or ".text_norm." in name:
+                own[name.replace(".text_", ".query_")].copy_(weight)
+
     def encode_queries(
         self,
         media: Float[Tensor, "batch tokens media_width"],

@@ -38,9 +38,7 @@ class QFormerPretraining(nn.Module):
         self.bos = texts.tokenizer.vocab_size  # [DEC], the first token of texts that are written
         (self.end,) = texts.tokenizer.mark_ids(END)
         self.qformer = QFormer(dataclasses.replace(config, vocab_size=self.bos + 1))
-        for block in self.qformer.blocks:  # queries begin with the weights of the text branch
-            block.query_mlp.load_state_dict(block.text_mlp.state_dict())
-            block.query_norm.load_state_dict(block.text_norm.state_dict())
+        self.qformer.copy_text_branch()
         self.vision_proj = nn.Linear(config.width, embed_dim)
         self.text_proj = nn.Linear(config.width, embed_dim)
         self.temperature = nn.Parameter(INITIAL_TEMPERATURE * torch.ones(()))

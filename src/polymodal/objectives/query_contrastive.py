@@ -47,14 +47,14 @@ def query_contrastive_loss(
 
 
 def presence_targets(
-    presence: Float[Tensor, "batch attributes"], every: Float[Tensor, "candidates attributes"]
+    presence: Float[Tensor, "batch attributes"], every: Float[Tensor, "candidates attributes"], temperature: float = 1.0
 ) -> Float[Tensor, "attributes batch candidates"]:
     """Return for each attribute the softmax over candidates of the products of both probabilities of presence.
 
-    Products are in [0, 1] and there is no temperature, so that targets are almost uniform, and uniform where a row has
-    probability 0.
+    temperature: divides the products, which are in [0, 1]. At 1 targets are almost uniform (no candidate has more than
+    e times as much as another), and where a row has probability 0, they are uniform at any temperature.
     """
-    return torch.einsum("ba,ca->abc", presence, every).softmax(2)
+    return (torch.einsum("ba,ca->abc", presence, every) / temperature).softmax(2)
 
 
 def attribute_contrastive_loss(
@@ -62,15 +62,17 @@ def attribute_contrastive_loss(
     text: Float[Tensor, "batch attributes dim"],
     temperature: Float[Tensor, ""],
     presence: Float[Tensor, "batch attributes"],
+    target_temperature: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Return the mean over attributes of the symmetric cross-entropy of the batch's images with its texts.
 
     image, text: L2-normalized; attribute k of an image is compared with attribute k of all texts, and with no other.
     presence: probability of each attribute, which the targets are made of (`presence_targets`), with gradient unless it
-    is detached.
+    is detached. Its minimum has similarities like the targets, whose diagonal is no larger than what else is present:
+    at a target temperature of 1 it is almost log(candidates), and a pair that is alike alone has a larger loss.
     """
     every_image, every_text = all_gather_with_grad(image), all_gather_with_grad(text)
-    target = presence_targets(presence, all_gather_with_grad(presence))
+    target = presence_targets(presence, all_gather_with_grad(presence), target_temperature)
     # S_k = z[:, k] w[:, k]^T / tau; both directions have the same target.
     losses = [
         -(target * (torch.einsum("bkd,ckd->kbc", own, others) / temperature).log_softmax(2)).sum()

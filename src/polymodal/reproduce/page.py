@@ -94,6 +94,7 @@ def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 OWN_DATA = "../tutorials/own-data.md"
+FORMATS = "../data-formats.md"
 DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
 
 
@@ -124,6 +125,9 @@ def own_data(entry: recipes.Entry) -> list[str]:
             "Pairs of a better and a worse answer, which `polymodal sample-preferences runs/start --out pairs` writes."
         )
         path = "pairs --init runs/start"
+    elif "findings" in entry.modalities:
+        needs = f"A folder of NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti))."
+        path = "scans/"
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"

@@ -45,29 +45,23 @@ class VolumeAugmentation:
 class VolumeColumn(BaseColumn):
     """Scans, cropped and padded around their center to `size`; a missing contrast is 0.
 
-    num_contrasts: that the encoder reads; a corpus has as many. mean, std: of each contrast's voxels, fitted on the
-    training rows if empty. contrasts: their names, once fitted.
+    contrasts: their names, in the corpus. mean, std: of each contrast's voxels over the training rows.
     """
 
     reads = (Volume,)
-    size: tuple[int, int, int]
-    num_contrasts: int
+    size: Sequence[int]
     mean: Sequence[float] = ()
     std: Sequence[float] = ()
     contrasts: Sequence[str] = ()
 
     def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> VolumeColumn:
-        """Raises UserError for another number of contrasts, and when no scan can be read."""
+        """Raises UserError when no training scan can be read."""
         corpus = corpora[0]
         column = corpus.column_with(Volume)
         modality = corpus.columns[column]
         assert isinstance(modality, Volume)
-        if len(modality.contrasts) != self.num_contrasts:
-            raise UserError(
-                f"Scans of '{corpus.name}' have {len(modality.contrasts)} contrasts "
-                f"({', '.join(modality.contrasts)}); choose --volume.num-contrasts {len(modality.contrasts)}."
-            )
-        totals, counts = np.zeros((2, self.num_contrasts)), np.zeros(self.num_contrasts)
+        count = len(modality.contrasts)
+        totals, counts = np.zeros((2, count)), np.zeros(count)
         for row in corpus.sample("train", SAMPLE).tolist():
             with contextlib.suppress(UnreadableExample):  # the loader counts and names them
                 scan = corpus.value(row, column)
@@ -86,8 +80,8 @@ class VolumeColumn(BaseColumn):
 
     def prepared(self, scan: Scan) -> Scan:
         """Crop and pad. Raises UnreadableExample for voxels that are no finite numbers, or other contrasts."""
-        if len(scan.present) != self.num_contrasts:
-            raise UnreadableExample(f"the scan has {len(scan.present)} contrasts, not {self.num_contrasts}")
+        if len(scan.present) != len(self.contrasts):
+            raise UnreadableExample(f"the scan has {len(scan.present)} contrasts, not {len(self.contrasts)}")
         if not np.isfinite(scan.voxels).all():
             raise UnreadableExample("there are voxels that are no finite numbers")
         return Scan(cropped(scan.voxels, self.size), scan.present)
@@ -140,6 +134,7 @@ def cropped(
     voxels: Float[np.ndarray, "contrasts deep high wide"], size: Sequence[int]
 ) -> Float[np.ndarray, "contrasts depth height width"]:
     """Crop and pad with the smallest value around the center."""
+    background = voxels.min() if voxels.size else 0
     for axis, side in enumerate(size, start=1):
         excess = voxels.shape[axis] - side
         if excess > 0:
@@ -149,5 +144,5 @@ def cropped(
             before = -excess // 2
             pads = [(0, 0)] * voxels.ndim
             pads[axis] = (before, -excess - before)
-            voxels = np.pad(voxels, pads, constant_values=voxels.min() if voxels.size else 0)
+            voxels = np.pad(voxels, pads, constant_values=background)
     return voxels

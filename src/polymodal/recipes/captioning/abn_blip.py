@@ -22,7 +22,7 @@ are off by default.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.constraints import PositiveInt, UnitInterval
+from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
 from polymodal.data.columns.findings import FindingsColumn
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.volume import VolumeAugmentation, VolumeColumn
@@ -95,11 +95,11 @@ def sample_captions(
 
 
 class AbnBLIP(QFormerPretraining):
-    def __init__(self, recipe: Recipe, findings: FindingsColumn):
+    def __init__(self, recipe: Recipe, findings: FindingsColumn, num_contrasts: int):
         count, volume = len(findings.names), recipe.volume
         super().__init__(recipe.qformer_config(count), recipe.embed_dim, findings, with_itm=False)
         self.recipe, self.num_findings = recipe, count
-        self.image_encoder = VolumeResNet(volume)
+        self.image_encoder = VolumeResNet(volume, num_contrasts)
         self.classifier = nn.Linear(volume.channels[-1], count)
         self.multi_scale_tokens = MultiScaleTokens(recipe.tokens, volume.channels, volume.last_size)
         self.presence_token = nn.Linear(count, recipe.tokens.width)
@@ -136,7 +136,9 @@ class AbnBLIP(QFormerPretraining):
         of_rows = [one.flatten(0, 1)[rows, None] for one in prefix]
         return {
             "cls": F.binary_cross_entropy_with_logits(logits, batch["labels"]),
-            "itc": attribute_contrastive_loss(self.project_queries(states), sentences, self.temperature, targets),
+            "itc": attribute_contrastive_loss(
+                self.project_queries(states), sentences, self.temperature, targets, self.recipe.target_temperature
+            ),
             "lm": self.lm_loss(of_rows, Tokens(text.ids[rows], text.lengths[rows], text.special_tokens)),
         }
 
@@ -171,28 +173,30 @@ class AbnBLIP(QFormerPretraining):
 class Recipe(TrainingRecipe):
     volume: VolumeResNetConfig = VolumeResNetConfig()
     tokens: MultiScaleTokensConfig = MultiScaleTokensConfig()
-    qformer: QFormerConfig = QFormerConfig(vocab_size=800, context_length=96)
+    qformer: QFormerConfig = QFormerConfig(cross_attention_frequency=1, vocab_size=800, context_length=96)
     """The Q-Former; the number of its queries is that of the findings, and their image tokens have `tokens.width`."""
     embed_dim: PositiveInt = 64
     """Dimensions of the projections for ITC."""
     alignment: Literal["abnormality", "report"] = "abnormality"
     """abnormality: each finding has its own query, contrast and sentence; report: as many queries share one contrast of
     image and report, and write the whole report (BLIP-2)."""
+    target_temperature: PositiveFloat = 1.0
+    """Temperature of soft targets; at 1, as released, they are almost uniform whatever is present."""
     detach_targets: bool = False
     """Whether soft targets have no gradient, so that predicted presence cannot move to lower the contrastive loss."""
     captions_per_batch: PositiveInt = 96
     """Sentences that are written of a batch of a process: half of present findings, half of absent ones."""
     max_txt_len: PositiveInt = 96
     """Maximum length of texts in tokens; 40 for sentences in the released code."""
-    max_new_tokens: PositiveInt = 94
-    """Maximum length of what is generated; 30 for sentences in the released code."""
+    max_new_tokens: PositiveInt = 30
+    """Maximum length in tokens of each text that is written; whole reports need more than sentences."""
     num_beams: PositiveInt = 1
     """Beams of generation."""
     classifier_fraction: UnitInterval = 0.4
     """Fraction of the budget for the encoder and the classifier; the encoder is frozen after it."""
     augmentation: VolumeAugmentation = VolumeAugmentation()
-    batch_size: PositiveInt = 24
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, weight_decay=0.05)
+    batch_size: PositiveInt = 16
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.05)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,7 +212,9 @@ class Recipe(TrainingRecipe):
     def stages(self) -> tuple[Stage, ...]:
         frozen = ("classifier.*", "multi_scale_tokens.*", "presence_token.*", "qformer.*", "*_proj.*", "temperature",
                   "lm_head.*")  # fmt: skip
-        of_reports = {"batch": "report_batch", "losses": "report_losses"} if self.alignment == "report" else {}
+        of_reports: dict[str, Any] = (
+            {"batch": "report_batch", "losses": "report_losses"} if self.alignment == "report" else {}
+        )
         return (
             Stage("classifier", self.classifier_fraction, ("image_encoder.*", "classifier.*"), batch="study_batch",
                   losses="classification_losses"),
@@ -217,11 +223,11 @@ class Recipe(TrainingRecipe):
 
     def columns(self) -> Declared:
         texts = LearnedTokenizer(self.qformer.vocab_size, self.max_txt_len)
-        volume = VolumeColumn(self.volume.image_size, self.volume.num_contrasts)
+        volume = VolumeColumn(self.volume.image_size)
         return {"volume": volume, "findings": FindingsColumn(texts)}
 
     def build(self, processor: Processor) -> AbnBLIP:
-        return AbnBLIP(self, processor.findings)
+        return AbnBLIP(self, processor.findings, len(processor.volume.contrasts))
 
     def study_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> StudyBatch:
         """Return augmented volumes and labels of presence."""
@@ -247,7 +253,7 @@ class Recipe(TrainingRecipe):
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         return cls(
-            volume=VolumeResNetConfig(2, (16, 16, 16), width=4),
+            volume=VolumeResNetConfig((16, 16, 16), width=4),
             tokens=MultiScaleTokensConfig(channels=8, width=16, position_width=8, num_tokens=2),
             qformer=QFormerConfig(16, 2, 2, 32, vocab_size=400, context_length=32),
             embed_dim=16,
@@ -265,7 +271,7 @@ class Recipe(TrainingRecipe):
         blip2_qformer.py and pretrain_stage1.yaml; 27 epochs, of which 5000 steps are warmup, in float16.
         """
         return cls(
-            volume=VolumeResNetConfig(1, (224, 224, 160), 64, (3, 8, 36, 3), (7, 7, 3), (2, 2, 1)),
+            volume=VolumeResNetConfig((224, 224, 160), 64, (3, 8, 36, 3), (7, 7, 3), (2, 2, 1)),
             tokens=MultiScaleTokensConfig(4, 512, 1408, 256, 32),
             qformer=QFormerConfig(768, 12, 12, 3072, vocab_size=30_522, context_length=512, dropout=0.1),
             embed_dim=256,
