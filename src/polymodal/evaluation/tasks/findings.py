@@ -64,6 +64,8 @@ def finding_scores(
     findings that no study of the split has are left out.
     """
     _, examples = reader.read_split(split, max_examples)
+    if not examples:
+        return []
     column, truth = processor.findings, np.array([[bool(one) for one in example["findings"]] for example in examples])
     logits = answers(method, processor, "finding_logits", {"volume": [one["volume"] for one in examples]}, BATCH)
     likely = torch.cat(logits).numpy()

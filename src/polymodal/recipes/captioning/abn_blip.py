@@ -11,12 +11,11 @@ objectives.query_contrastive.presence_targets, multi-scale tokens = layers.multi
 sample_captions, template negatives = data.reports.TEMPLATES, report assembly = data.reports.assemble, frozen vision =
 Recipe.stages.
 
-Differs from the paper in: the classifier of the first stage is trained by cross-entropy and goes on in the second (the
-released code has a new one; how the encoder was trained is not released); features are computed in each step, not
-exported; weights begin at random, not with BERT base and ResNet-152; six templates of absence, all of which say "no
-abnormal", not 206; beams have no minimum length of 10 tokens; paragraphs of a region are its sentences, unless
-`assemble` is given a language model that rewrites them; rotations by 90 degrees, which contradict "left" and "right",
-are off by default.
+Differs from the paper in: the classifier of the first stage, trained by cross-entropy, goes on in the second (the
+released code has a new one, and not how the encoder was trained); features are not exported; weights begin at random,
+not with BERT base and ResNet-152; six templates of absence, which all say "no abnormal"; no minimum length of beams; a
+paragraph of a region is its sentences, unless `assemble` is given a language model that rewrites them; no rotations by
+90 degrees, which contradict "left" and "right", by default.
 """
 
 from __future__ import annotations
@@ -56,13 +55,12 @@ paper = Paper(
     year=2025,
     arxiv="2503.02034",
     modalities=("volume", "findings"),
-    code="zzs95/abn-blip@fe494a2",
+    code="zzs95/abn-blip@fe494a28e0c1ea5fccf821099f6daac743bac027",
+    parameters={"* !image_encoder.*": 251_614_876},  # of the released model, which reads exported features
 )
 
 
 class StudyBatch(TypedDict):
-    """labels: 1 for findings that are present."""
-
     volume: Float[Tensor, "batch contrasts deep high wide"]
     labels: Float[Tensor, "batch findings"]
 
@@ -81,13 +79,8 @@ class ReportBatch(StudyBatch):
     group: Float[Tensor, " batch"]
 
 
-def sample_captions(
-    present: Bool[np.ndarray, " rows"], count: int, rng: np.random.Generator
-) -> Int[np.ndarray, " count"]:
-    """Sample `count` rows with replacement from all that are present and as many others, sampled with replacement.
-
-    Where none is present, or all are, all rows are of one kind.
-    """
+def sample_captions(present: Bool[np.ndarray, " rows"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " _"]:
+    """Sample `count` rows with replacement from all that are present and as many others; all of one kind if need be."""
     positive, negative = np.flatnonzero(present), np.flatnonzero(~present)
     if len(positive) and len(negative):
         positive = np.concatenate([positive, rng.choice(negative, len(positive))])
@@ -97,8 +90,9 @@ def sample_captions(
 class AbnBLIP(QFormerPretraining):
     def __init__(self, recipe: Recipe, findings: FindingsColumn, num_contrasts: int):
         count, volume = len(findings.names), recipe.volume
-        super().__init__(recipe.qformer_config(count), recipe.embed_dim, findings, with_itm=False)
-        self.recipe, self.num_findings = recipe, count
+        qformer = replace(recipe.qformer, num_queries=count, media_width=recipe.tokens.width)
+        super().__init__(qformer, recipe.embed_dim, findings, with_itm=False)
+        self.recipe = recipe
         self.image_encoder = VolumeResNet(volume, num_contrasts)
         self.classifier = nn.Linear(volume.channels[-1], count)
         self.multi_scale_tokens = MultiScaleTokens(recipe.tokens, volume.channels, volume.last_size)
@@ -121,8 +115,7 @@ class AbnBLIP(QFormerPretraining):
     @whole_batch
     def classification_losses(self, batch: StudyBatch) -> dict[str, Tensor]:
         """cls: binary cross-entropy of presence; batch norm looks at the whole batch."""
-        _, logits = self.encode_volume(batch["volume"])
-        return {"cls": F.binary_cross_entropy_with_logits(logits, batch["labels"])}
+        return {"cls": F.binary_cross_entropy_with_logits(self.finding_logits(dict(batch)), batch["labels"])}
 
     @whole_batch
     def losses(self, batch: SentenceBatch) -> dict[str, Tensor]:
@@ -173,7 +166,7 @@ class AbnBLIP(QFormerPretraining):
 class Recipe(TrainingRecipe):
     volume: VolumeResNetConfig = VolumeResNetConfig()
     tokens: MultiScaleTokensConfig = MultiScaleTokensConfig()
-    qformer: QFormerConfig = QFormerConfig(cross_attention_frequency=1, vocab_size=800, context_length=96)
+    qformer: QFormerConfig = QFormerConfig(depth=3, cross_attention_frequency=1, vocab_size=800, context_length=96)
     """The Q-Former; the number of its queries is that of the findings, and their image tokens have `tokens.width`."""
     embed_dim: PositiveInt = 64
     """Dimensions of the projections for ITC."""
@@ -185,7 +178,7 @@ class Recipe(TrainingRecipe):
     detach_targets: bool = False
     """Whether soft targets have no gradient, so that predicted presence cannot move to lower the contrastive loss."""
     captions_per_batch: PositiveInt = 96
-    """Sentences that are written of a batch of a process: half of present findings, half of absent ones."""
+    """Sentences of a batch of a process that are written, half of them of absent findings."""
     max_txt_len: PositiveInt = 96
     """Maximum length of texts in tokens; 40 for sentences in the released code."""
     max_new_tokens: PositiveInt = 30
@@ -205,26 +198,19 @@ class Recipe(TrainingRecipe):
         if self.augmentation.rotate_prob and self.volume.image_size[0] != self.volume.image_size[1]:
             raise UserError("Rotations need two equal first sides of --volume.image-size; leave them out.")
 
-    def qformer_config(self, findings: int) -> QFormerConfig:
-        """findings: number of queries."""
-        return replace(self.qformer, num_queries=findings, media_width=self.tokens.width)
-
     def stages(self) -> tuple[Stage, ...]:
-        frozen = ("classifier.*", "multi_scale_tokens.*", "presence_token.*", "qformer.*", "*_proj.*", "temperature",
-                  "lm_head.*")  # fmt: skip
-        of_reports: dict[str, Any] = (
-            {"batch": "report_batch", "losses": "report_losses"} if self.alignment == "report" else {}
-        )
+        trained = ("classifier.*", "multi_scale_tokens.*", "presence_token.*", "qformer.*", "*_proj.*", "temperature",
+                   "lm_head.*")  # fmt: skip
+        named: dict[str, Any] = {"batch": "report_batch", "losses": "report_losses"}
         return (
             Stage("classifier", self.classifier_fraction, ("image_encoder.*", "classifier.*"), batch="study_batch",
                   losses="classification_losses"),
-            Stage("alignment", 1 - self.classifier_fraction, frozen, **of_reports),
+            Stage("alignment", 1 - self.classifier_fraction, trained, **(named if self.alignment == "report" else {})),
         )  # fmt: skip
 
     def columns(self) -> Declared:
         texts = LearnedTokenizer(self.qformer.vocab_size, self.max_txt_len)
-        volume = VolumeColumn(self.volume.image_size)
-        return {"volume": volume, "findings": FindingsColumn(texts)}
+        return {"volume": VolumeColumn(self.volume.image_size), "findings": FindingsColumn(texts)}
 
     def build(self, processor: Processor) -> AbnBLIP:
         return AbnBLIP(self, processor.findings, len(processor.volume.contrasts))
@@ -236,11 +222,11 @@ class Recipe(TrainingRecipe):
 
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> SentenceBatch:
         """Return also a sentence of each finding, and which of them are written."""
-        studies = [one["findings"] for one in examples]
         batch = self.study_batch(examples, processor, example_rng)
-        text = processor.findings.tokenizer(processor.findings.sentences(studies, example_rng))
+        sentences = processor.findings.sentences([one["findings"] for one in examples], example_rng)
         present = batch["labels"].flatten().bool().numpy()
         captioned = sample_captions(present, self.captions_per_batch, example_rng.generators[0])
+        text = processor.findings.tokenizer(sentences)
         return {**batch, "text": text, "captioned": torch.from_numpy(captioned)}
 
     def report_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ReportBatch:
@@ -253,16 +239,10 @@ class Recipe(TrainingRecipe):
     def tiny(cls) -> Recipe:
         """Return the smallest preset, for tests."""
         return cls(
-            volume=VolumeResNetConfig((16, 16, 16), width=4),
-            tokens=MultiScaleTokensConfig(channels=8, width=16, position_width=8, num_tokens=2),
-            qformer=QFormerConfig(16, 2, 2, 32, vocab_size=400, context_length=32),
-            embed_dim=16,
-            captions_per_batch=8,
-            max_txt_len=32,
-            max_new_tokens=8,
-            classifier_fraction=0.5,
-            batch_size=4,
-        )
+            volume=VolumeResNetConfig((16, 16, 16), width=4), tokens=MultiScaleTokensConfig(2, 8, 16, 8, 2),
+            qformer=QFormerConfig(16, 2, 2, 32, vocab_size=400, context_length=32), embed_dim=16, captions_per_batch=8,
+            max_txt_len=32, max_new_tokens=8, classifier_fraction=0.5, batch_size=4,
+        )  # fmt: skip
 
     @classmethod
     def paper(cls) -> Recipe:
@@ -274,12 +254,7 @@ class Recipe(TrainingRecipe):
             volume=VolumeResNetConfig((224, 224, 160), 64, (3, 8, 36, 3), (7, 7, 3), (2, 2, 1)),
             tokens=MultiScaleTokensConfig(4, 512, 1408, 256, 32),
             qformer=QFormerConfig(768, 12, 12, 3072, vocab_size=30_522, context_length=512, dropout=0.1),
-            embed_dim=256,
-            captions_per_batch=300,
-            max_txt_len=40,
-            max_new_tokens=30,
-            num_beams=3,
+            embed_dim=256, captions_per_batch=300, max_txt_len=40, max_new_tokens=30, num_beams=3, batch_size=22,
             augmentation=VolumeAugmentation(rotate_prob=0.9),
-            batch_size=22,
             optimizer=OptimizerConfig(1e-5, 0.05, (0.9, 0.999), 1e-8, max_grad_norm=0.0),
-        )
+        )  # fmt: skip
