@@ -88,6 +88,7 @@ EXAMPLES = (
     Example("cloc", "scenes", ("region_retrieval",), 180, start=LOCALIZER),
     Example("uniqa", "rated_images", ("score_prediction",), 120),
     Example("fdt", "scenes", ("discrete_tokens",), 60, start=fdt.claim.treatment),
+    Example("abn_blip", "studies", ("findings",), 180),
 )
 
 

@@ -18,9 +18,9 @@ claim = Claim(
     treatment=_treatment,
     further={"detached targets": dataclasses.replace(_treatment, detach_targets=True)},
     start=_start,
-    start_budget=Budget(steps=200),
+    start_budget=Budget(steps=300),
     corpus="studies",
-    budget=Budget(steps=150),
+    budget=Budget(steps=500),
     seeds=3,
     metrics=(
         "test/report/macro_F1",

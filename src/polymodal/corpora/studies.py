@@ -132,8 +132,8 @@ def study(anatomy: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
         level = np.array(BRIGHTNESS[name][:3]) * rng.uniform(0.9, 1.1, 3)
         scan = np.einsum("tdhw,t->dhw", anatomy, level)
         for place, (kind, _) in enumerate(FINDINGS, start=1):
-            outer, core = (KINDS[kind].brightness[part][number] for part in range(2))
-            scan = np.where(mask == place, np.where(inner, core, outer) * rng.uniform(0.95, 1.05), scan)
+            edge, middle = (KINDS[kind].brightness[part][number] for part in range(2))
+            scan = np.where(mask == place, np.where(inner, middle, edge) * rng.uniform(0.95, 1.05), scan)
         scan = gaussian_filter(scan, 0.4) + 0.02 * rng.standard_normal(scan.shape)
         scans[number] = np.clip(scan * (anatomy.sum(0) > 0.3) * 200, 0, 255)
     return scans, mask, sentences
