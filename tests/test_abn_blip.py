@@ -12,12 +12,13 @@ import torch
 from golden_abn_blip import GOLDEN, released
 from polymodal.claims.abn_blip import claim
 from polymodal.corpora import Corpus
+from polymodal.data.columns.findings import sample_captions
 from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.errors import UserError
 from polymodal.modalities.text import Tokens
 from polymodal.objectives.query_contrastive import presence_targets
-from polymodal.recipes.captioning.abn_blip import Recipe, SentenceBatch, sample_captions
+from polymodal.recipes.captioning.abn_blip import Recipe, SentenceBatch
 from polymodal.rng import ExampleRNG
 
 

@@ -25,6 +25,7 @@ claim = Claim(
     metrics=(
         "test/report/macro_F1",
         "test/report/tail/macro_F1",
+        "test/report/image_gain",
         "test/report/tail/recall",
         "test/report/head/recall",
         "test/report/sentence_accuracy",

@@ -156,10 +156,10 @@ class QFormer(nn.Module):
     @torch.no_grad()
     def copy_text_branch(self) -> None:
         """Let the queries begin with the MLPs and norms of the text branch, as BLIP-2's released code does."""
-        own = self.state_dict()
-        for name, weight in own.items():
+        weights = self.state_dict()
+        for name, weight in weights.items():
             if ".text_mlp." in name or ".text_norm." in name:
-                own[name.replace(".text_", ".query_")].copy_(weight)
+                weights[name.replace(".text_", ".query_")].copy_(weight)
 
     def encode_queries(
         self,

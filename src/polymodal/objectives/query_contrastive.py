@@ -75,7 +75,7 @@ def attribute_contrastive_loss(
     target = presence_targets(presence, all_gather_with_grad(presence), target_temperature)
     # S_k = z[:, k] w[:, k]^T / tau; both directions have the same target.
     losses = [
-        -(target * (torch.einsum("bkd,ckd->kbc", own, others) / temperature).log_softmax(2)).sum()
-        for own, others in ((image, every_text), (text, every_image))
+        -(target * (torch.einsum("bkd,ckd->kbc", rows, others) / temperature).log_softmax(2)).sum()
+        for rows, others in ((image, every_text), (text, every_image))
     ]
     return (losses[0] + losses[1]) / 2 / presence.numel()

@@ -126,8 +126,7 @@ def own_data(entry: recipes.Entry) -> list[str]:
         )
         path = "pairs --init runs/start"
     elif "findings" in entry.modalities:
-        needs = f"A folder of NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti))."
-        path = "scans/"
+        needs, path = f"NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti)).", "scans/"
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
@@ -101,3 +101,14 @@ class FindingsColumn(TokenizedColumn):
     def texts(self, rows: Sequence[list[int]]) -> list[str]:
         """Decode token ids without special tokens."""
         return self.tokenizer.decode(Tokens.of([list(row) or [0] for row in rows]))
+
+
+def sample_captions(present: Bool[np.ndarray, " rows"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " _"]:
+    """Sample rows with replacement from all that are present and as many others; all of one kind if need be.
+
+    Sentences of absence would otherwise be nearly all that a captioner learns to write.
+    """
+    positive, negative = np.flatnonzero(present), np.flatnonzero(~present)
+    if len(positive) and len(negative):
+        positive = np.concatenate([positive, rng.choice(negative, len(positive))])
+    return rng.choice(positive if len(positive) else negative, count)

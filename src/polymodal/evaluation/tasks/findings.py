@@ -60,7 +60,8 @@ def finding_scores(
 ) -> list[Score]:
     """Presence by the classifier (AUC, F1, recall of head and tail) and by what is written, and the reports.
 
-    The unit is a study. Chance of F1 is that of stating every finding, the best that no study's scan is needed for;
+    The gain of the image is the macro F1 of reports minus that of the reports of other studies. The unit is a study.
+    Chance of F1 is that of stating every finding, the best that no study's scan is needed for;
     findings that no study of the split has are left out.
     """
     _, examples = reader.read_split(split, max_examples)
@@ -73,7 +74,11 @@ def finding_scores(
     counts = dict(zip(column.names, column.counts, strict=True))
     scores = [macro_auc(f"{split}/presence/AUC", likely, truth)]
     scores += presence_panel(f"{split}/presence", np.nan_to_num(likely, nan=-1.0) > 0, truth, counts)
-    scores += presence_panel(f"{split}/report", stated(sentences, column.names), truth, counts)
+    written = stated(sentences, column.names)
+    panel = presence_panel(f"{split}/report", written, truth, counts)
+    other = presence_panel("", np.roll(written, 1, axis=0), truth, counts)  # what is written about another study
+    gain = panel[0].value - other[0].value, panel[0].influence() - other[0].influence()
+    scores += [*panel, Score.from_influence(f"{split}/report/image_gain", *gain, 0.0)]
     return scores + report_scores(f"{split}/report", sentences, [example["findings"] for example in examples])
 
 
@@ -139,8 +144,8 @@ def report_scores(name: str, sentences: Sequence[Sequence[str]], studies: Sequen
     bleu_4 = Score.from_jackknife(f"{name}/BLEU-4", float(bleu(total, 4)), bleu(total - statistics, 4))
     present = [{tuple(caption_tokens(one)) for one in study if one} for study in studies]
     exact = [
-        (len(own & {tuple(caption_tokens(one)) for one in study}), len(own))
-        for own, study in zip(present, sentences, strict=True)
+        (len(reference & {tuple(caption_tokens(one)) for one in study}), len(reference))
+        for reference, study in zip(present, sentences, strict=True)
     ]
     right, of = np.array(exact, dtype=float).T
     return [
@@ -162,8 +167,10 @@ def plot(inputs: TaskInputs) -> Panels:
         for sentence in written:
             right = any(states(sentence, name) and bool(t) for name, t in zip(names, example["findings"], strict=True))
             lines.append((sentence, CORRECT if right else WRONG))
-        (said,) = stated([written], names)
-        missed = [t for t, is_stated in zip(example["findings"], said.tolist(), strict=True) if t and not is_stated]
+        (is_written,) = stated([written], names)
+        missed = [
+            t for t, is_stated in zip(example["findings"], is_written.tolist(), strict=True) if t and not is_stated
+        ]
         lines += [(f"missed: {sentence}", NOTE) for sentence in missed]
         scan = value_panel(inputs.corpus, row, inputs.corpus.column_with(Volume))
         panels.append([scan, text_panel(lines or ["no finding"])])
@@ -182,6 +189,7 @@ task = Task(
     metrics={
         "AUC": MetricKind(),
         "macro_F1": MetricKind(),
+        "image_gain": MetricKind(is_fraction=False),
         "tail_minus_head/recall": MetricKind(is_fraction=False),
         "disparity/recall": MetricKind(higher_is_better=False),
         "recall": MetricKind(),

@@ -1,21 +1,19 @@
 """Abn-BLIP: a Q-Former with a query of its own for each abnormality that a report may mention.
 
 Every query reads tokens of five scales of a volume and has to match the sentence about its abnormality, and to write
-it; a classifier predicts presence. Contrast is made abnormality by abnormality over the studies of a batch, with soft
-targets from the predicted presence, so that two normal studies are not pushed apart. The sentences of all queries are
-assembled to a report by region (section 3 of the paper; the released code).
+it; a classifier predicts presence. Contrast is made abnormality by abnormality, with soft targets from the predicted
+presence, so that two normal studies are not pushed apart. The sentences are assembled to a report by region.
 
 Terms: ITC = losses.itc, LM = losses.lm, classification loss = losses.cls, abnormality-wise contrast =
 objectives.query_contrastive.attribute_contrastive_loss, presence-soft targets =
 objectives.query_contrastive.presence_targets, multi-scale tokens = layers.multi_scale_tokens, balanced sampling =
-sample_captions, template negatives = data.reports.TEMPLATES, report assembly = data.reports.assemble, frozen vision =
-Recipe.stages.
+data.columns.findings.sample_captions, template negatives = data.reports.TEMPLATES, report assembly =
+data.reports.assemble, frozen vision = Recipe.stages.
 
 Differs from the paper in: the classifier of the first stage, trained by cross-entropy, goes on in the second (the
 released code has a new one, and not how the encoder was trained); features are not exported; weights begin at random,
-not with BERT base and ResNet-152; six templates of absence, which all say "no abnormal"; no minimum length of beams; a
-paragraph of a region is its sentences, unless `assemble` is given a language model that rewrites them; no rotations by
-90 degrees, which contradict "left" and "right", by default.
+not with BERT base and ResNet-152; six templates of absence; no minimum length of beams; a paragraph of a region is its
+sentences, unless `assemble` is given a model that rewrites them; no rotations, which contradict "left", by default.
 """
 
 from __future__ import annotations
@@ -23,14 +21,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.constraints import PositiveFloat, PositiveInt, UnitInterval
-from polymodal.data.columns.findings import FindingsColumn
+from polymodal.data.columns.findings import FindingsColumn, sample_captions
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.volume import VolumeAugmentation, VolumeColumn
 from polymodal.data.processor import Declared, Processor
@@ -60,6 +57,10 @@ paper = Paper(
 )
 
 
+Logits = Float[Tensor, "batch findings"]
+States = Float[Tensor, "batch findings width"]
+
+
 class StudyBatch(TypedDict):
     volume: Float[Tensor, "batch contrasts deep high wide"]
     labels: Float[Tensor, "batch findings"]
@@ -79,14 +80,6 @@ class ReportBatch(StudyBatch):
     group: Float[Tensor, " batch"]
 
 
-def sample_captions(present: Bool[np.ndarray, " rows"], count: int, rng: np.random.Generator) -> Int[np.ndarray, " _"]:
-    """Sample `count` rows with replacement from all that are present and as many others; all of one kind if need be."""
-    positive, negative = np.flatnonzero(present), np.flatnonzero(~present)
-    if len(positive) and len(negative):
-        positive = np.concatenate([positive, rng.choice(negative, len(positive))])
-    return rng.choice(positive if len(positive) else negative, count)
-
-
 class AbnBLIP(QFormerPretraining):
     def __init__(self, recipe: Recipe, findings: FindingsColumn, num_contrasts: int):
         count, volume = len(findings.names), recipe.volume
@@ -98,16 +91,12 @@ class AbnBLIP(QFormerPretraining):
         self.multi_scale_tokens = MultiScaleTokens(recipe.tokens, volume.channels, volume.last_size)
         self.presence_token = nn.Linear(count, recipe.tokens.width)
 
-    def encode_volume(
-        self, volume: Float[Tensor, "batch contrasts deep high wide"]
-    ) -> tuple[list[Maps], Float[Tensor, "batch findings"]]:
+    def encode_volume(self, volume: Float[Tensor, "batch _ _ _ _"]) -> tuple[list[Maps], Logits]:
         """Return the five feature maps, and logits of presence: a linear layer of the pooled last map."""
         maps = self.image_encoder(volume)
         return maps, self.classifier(maps[-1].mean((2, 3, 4)))
 
-    def encode_queries(
-        self, maps: list[Maps], presence: Float[Tensor, "batch findings"]
-    ) -> tuple[Float[Tensor, "batch findings width"], list[Float[Tensor, "batch findings width"]]]:
+    def encode_queries(self, maps: list[Maps], presence: Logits) -> tuple[States, list[States]]:
         """Return states of the queries and their prefix; the image is a token of presence, then those of all scales."""
         media = torch.cat([self.presence_token(presence)[:, None], self.multi_scale_tokens(maps)], dim=1)
         return self.qformer.encode_queries(media, separate=self.recipe.alignment == "abnormality")
@@ -123,15 +112,13 @@ class AbnBLIP(QFormerPretraining):
         maps, logits = self.encode_volume(batch["volume"])
         presence, text, rows = logits.sigmoid(), batch["text"], batch["captioned"]
         states, prefix = self.encode_queries(maps, presence)
-        # Study by study in both: row b * findings + k is finding k of study b.
-        sentences = self.encode_text(text).unflatten(0, states.shape[:2])
+        sentences = self.encode_text(text).unflatten(0, states.shape[:2])  # study by study, as the queries
+        image, target_temperature = self.project_queries(states), self.recipe.target_temperature
         targets = presence.detach() if self.recipe.detach_targets else presence
         of_rows = [one.flatten(0, 1)[rows, None] for one in prefix]
         return {
             "cls": F.binary_cross_entropy_with_logits(logits, batch["labels"]),
-            "itc": attribute_contrastive_loss(
-                self.project_queries(states), sentences, self.temperature, targets, self.recipe.target_temperature
-            ),
+            "itc": attribute_contrastive_loss(image, sentences, self.temperature, targets, target_temperature),
             "lm": self.lm_loss(of_rows, Tokens(text.ids[rows], text.lengths[rows], text.special_tokens)),
         }
 
@@ -147,7 +134,7 @@ class AbnBLIP(QFormerPretraining):
             "lm": self.lm_loss(prefix, batch["text"]),
         }
 
-    def finding_logits(self, batch: Batch) -> Float[Tensor, "batch findings"]:
+    def finding_logits(self, batch: Batch) -> Logits:
         """Return logits of presence by the classifier."""
         return self.encode_volume(batch["volume"])[1]
 
@@ -167,7 +154,7 @@ class Recipe(TrainingRecipe):
     volume: VolumeResNetConfig = VolumeResNetConfig()
     tokens: MultiScaleTokensConfig = MultiScaleTokensConfig()
     qformer: QFormerConfig = QFormerConfig(depth=3, cross_attention_frequency=1, vocab_size=800, context_length=96)
-    """The Q-Former; the number of its queries is that of the findings, and their image tokens have `tokens.width`."""
+    """The Q-Former; it has as many queries as there are findings, and image tokens of `tokens.width`."""
     embed_dim: PositiveInt = 64
     """Dimensions of the projections for ITC."""
     alignment: Literal["abnormality", "report"] = "abnormality"
@@ -180,7 +167,7 @@ class Recipe(TrainingRecipe):
     captions_per_batch: PositiveInt = 96
     """Sentences of a batch of a process that are written, half of them of absent findings."""
     max_txt_len: PositiveInt = 96
-    """Maximum length of texts in tokens; 40 for sentences in the released code."""
+    """Maximum length of texts in tokens, at most the positions of the Q-Former."""
     max_new_tokens: PositiveInt = 30
     """Maximum length in tokens of each text that is written; whole reports need more than sentences."""
     num_beams: PositiveInt = 1
@@ -193,23 +180,20 @@ class Recipe(TrainingRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_txt_len > self.qformer.context_length:
-            raise UserError("The Q-Former has too few positions; take a larger --qformer.context-length.")
         if self.augmentation.rotate_prob and self.volume.image_size[0] != self.volume.image_size[1]:
             raise UserError("Rotations need two equal first sides of --volume.image-size; leave them out.")
 
     def stages(self) -> tuple[Stage, ...]:
-        trained = ("classifier.*", "multi_scale_tokens.*", "presence_token.*", "qformer.*", "*_proj.*", "temperature",
-                   "lm_head.*")  # fmt: skip
-        named: dict[str, Any] = {"batch": "report_batch", "losses": "report_losses"}
+        is_report = self.alignment == "report"
+        more: dict[str, Any] = {"batch": "report_batch", "losses": "report_losses"} if is_report else {}
         return (
             Stage("classifier", self.classifier_fraction, ("image_encoder.*", "classifier.*"), batch="study_batch",
                   losses="classification_losses"),
-            Stage("alignment", 1 - self.classifier_fraction, trained, **(named if self.alignment == "report" else {})),
+            Stage("alignment", 1 - self.classifier_fraction, ("[!i]*",), **more),
         )  # fmt: skip
 
     def columns(self) -> Declared:
-        texts = LearnedTokenizer(self.qformer.vocab_size, self.max_txt_len)
+        texts = LearnedTokenizer(self.qformer.vocab_size, min(self.max_txt_len, self.qformer.context_length))
         return {"volume": VolumeColumn(self.volume.image_size), "findings": FindingsColumn(texts)}
 
     def build(self, processor: Processor) -> AbnBLIP:
@@ -224,10 +208,9 @@ class Recipe(TrainingRecipe):
         """Return also a sentence of each finding, and which of them are written."""
         batch = self.study_batch(examples, processor, example_rng)
         sentences = processor.findings.sentences([one["findings"] for one in examples], example_rng)
-        present = batch["labels"].flatten().bool().numpy()
-        captioned = sample_captions(present, self.captions_per_batch, example_rng.generators[0])
-        text = processor.findings.tokenizer(sentences)
-        return {**batch, "text": text, "captioned": torch.from_numpy(captioned)}
+        present, rng = batch["labels"].flatten().bool().numpy(), example_rng.generators[0]
+        captioned = sample_captions(present, self.captions_per_batch, rng)
+        return {**batch, "text": processor.findings.tokenizer(sentences), "captioned": torch.from_numpy(captioned)}
 
     def report_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> ReportBatch:
         """Return also the whole reports."""
@@ -246,10 +229,7 @@ class Recipe(TrainingRecipe):
 
     @classmethod
     def paper(cls) -> Recipe:
-        """Return the released configuration: inflated ResNet-152, Q-Former of BERT base, CT of 224 x 224 x 160 voxels.
-
-        blip2_qformer.py and pretrain_stage1.yaml; 27 epochs, of which 5000 steps are warmup, in float16.
-        """
+        """Return the values of blip2_qformer.py and pretrain_stage1.yaml (27 epochs with 5000 steps of warmup)."""
         return cls(
             volume=VolumeResNetConfig((224, 224, 160), 64, (3, 8, 36, 3), (7, 7, 3), (2, 2, 1)),
             tokens=MultiScaleTokensConfig(4, 512, 1408, 256, 32),
