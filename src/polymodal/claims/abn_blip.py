@@ -1,5 +1,5 @@
-"""The claims of `abn_blip`, for `polymodal reproduce abn_blip`: a query for each finding against shared queries, and what
-the soft targets are (`--claim targets`)."""
+"""The claims of `abn_blip`, for `polymodal reproduce abn_blip`: a query for each finding against shared queries, and
+what the soft targets are (`--claim targets`)."""
 
 from __future__ import annotations
 
