@@ -24,6 +24,7 @@ from polymodal.modalities import (
     Audio,
     Category,
     Expressions,
+    Findings,
     History,
     Image,
     Images,
@@ -38,6 +39,7 @@ from polymodal.modalities import (
     Threads,
     Video,
     ViewCaptions,
+    Volume,
     Words,
 )
 from polymodal.modalities.audio import encoded
@@ -75,6 +77,8 @@ def columns() -> dict[str, Modality]:
         "preferences": Preferences(),
         "history": History(catalogue),
         "thread": Threads(),
+        "scan": Volume(("T1", "FLAIR")),
+        "findings": Findings(tuple(f"{color} thing" for color in COLORS), ("top", "top", "bottom", "bottom")),
     }
 
 
@@ -147,6 +151,10 @@ def row(number: int) -> dict[str, Any]:
         "preferences": [
             {"question": "What color is it?", "chosen": color, "rejected": other(color), "kind": "correctness"}
         ],
+        "scan": {
+            name: to_npy(blob(number % 4, rng)) if name == "T1" or number % 3 else None for name in ("T1", "FLAIR")
+        },
+        "findings": {f"{one} thing": f"a {one} thing in the {kind}." if one == color else None for one in COLORS},
         "history": sorted({int(item) for item in rng.integers(0, ITEMS // 4, 6) * 4 + number % 4}),
     }
 
@@ -184,6 +192,14 @@ def cloud(color: str, kind: str, rng: np.random.Generator) -> np.ndarray:
     sides = np.array([1.0, 1.0 + OBJECTS.index(kind), 0.5])
     rgb = np.tile(np.array(COLORS[color]) / 255, (128, 1))
     return np.concatenate([rng.uniform(-1, 1, (128, 3)) * sides, rgb], axis=1).astype(np.float32)
+
+
+def blob(place: int, rng: np.random.Generator) -> np.ndarray:
+    """Voxels with a bright cube in one of four corners."""
+    voxels = rng.integers(0, 40, (14, 16, 18)).astype(np.uint8)
+    first, second = 8 * (place // 2), 8 * (place % 2)
+    voxels[first : first + 6, second : second + 6, 4:12] = 200
+    return voxels
 
 
 def page(caption: str, color: str, kind: str) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ FORWARD_SAMPLED = {  # the gradients differ by design
     "inductive_moment_matching": "Times and noise are sampled in the forward pass.",
 }
 OF_A_PROCESS = {  # losses whose negatives are sampled from the batch of a process, as in the released code
+    "abn_blip": ("lm",),
     "alpro": ("itm",),
     "tip": ("itm",),
     "mslam": ("contrastive",),

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,6 +32,7 @@ INSTEAD = {
     r"three seven": "red green",  # classes of the synthetic corpus
     r"(attack .*)": r"\1 --examples 4",
     r"--converter\.events category concept": "--converter.events label",
+    r"--volume\.image-size \d+ \d+ \d+": "--volume.image-size 16 16 16",
     r"--init hf:\S+": "",  # a download; tests/test_pretrained_page.py loads such weights
 }
 ELSEWHERE = {  # commands that wait, or need a download, and the tests that run them
@@ -84,6 +87,7 @@ def reader(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> P
     captions = [row["text"][0]["text"] + f" number {number}" for number, row in enumerate(rows)]
     pq.write_table(pa.table({"image": [row["image"] for row in rows], "caption": captions}), tmp_path / "pairs.parquet")
     write_tables(tmp_path, captions)
+    write_scans(tmp_path / "scans")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "load_corpus", lambda name: corpus)
     train = training_the_smallest(polymodal.training.train)
@@ -109,6 +113,17 @@ def write_tables(folder: Path, captions: list[str]) -> None:
     (folder / "forum").mkdir()
     (folder / "forum" / "posts.csv").write_text("\n".join(posts), encoding="utf-8")
     (folder / "forum" / "pairs.csv").write_text("\n".join(pairs), encoding="utf-8")
+
+
+def write_scans(folder: Path) -> None:
+    """Write scans, and a table of their findings."""
+    folder.mkdir()
+    lines = ["scan,Lung: nodule,effusion"]
+    for number in range(30):
+        voxels = np.random.default_rng(number).integers(0, 90, (12, 12, 12)).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"case{number}.nii.gz")
+        lines.append(f"case{number},{'a nodule.' if number % 2 else ''},{'yes' if number % 3 else ''}")
+    (folder / "findings.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def own_data(page: str, folder: Path) -> None:

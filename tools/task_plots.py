@@ -96,6 +96,7 @@ EXAMPLES = (
         start=map_uncertainty.claim.treatment,
     ),
     Example("mqdd", "function_posts", ("duplicate_detection",), 120),
+    Example("abn_blip", "studies", ("findings",), 180),
 )
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.speech import speech
     from polymodal.corpora.stamps import stamps
     from polymodal.corpora.stream import MissingData, from_shards
+    from polymodal.corpora.studies import studies
     from polymodal.corpora.viewers import viewers
     from polymodal.corpora.web_tasks import web_tasks
     from polymodal.corpora.worlds import worlds
@@ -132,6 +133,7 @@ __all__ = [
     "speech",
     "stamps",
     "state",
+    "studies",
     "viewers",
     "web_tasks",
     "with_language_temperature",

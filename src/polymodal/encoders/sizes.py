@@ -29,6 +29,7 @@ from polymodal.encoders.size_names import Size
 from polymodal.encoders.speech_text import SpeechTextEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
+from polymodal.encoders.volume_resnet import VolumeResNetConfig
 
 BLOCKS = {"small": TransformerSize(192, 6, 4), "base": VIT_SIZES["S"]}  # of what is no text
 TEXT_BLOCKS = {"small": TransformerSize(192, 4, 4), "base": TransformerSize(384, 6, 6)}
@@ -145,6 +146,12 @@ def _speech_text(config: SpeechTextEncoderConfig, size: Size) -> SpeechTextEncod
 def _points(config: PointEncoderConfig, size: Size) -> PointEncoderConfig:
     groups, members = {"small": (64, 32), "base": (256, 32)}[size]
     return _with_blocks(config, BLOCKS[size], num_groups=groups, group_size=members)
+
+
+@resized.register(VolumeResNetConfig)
+def _volume(config: VolumeResNetConfig, size: Size) -> VolumeResNetConfig:
+    width, depths = {"small": (24, (2, 2, 2, 2)), "base": (64, (3, 4, 6, 3))}[size]  # base: ResNet-50's
+    return dataclasses.replace(config, width=width, depths=depths)
 
 
 @resized.register(ImageTokenizerConfig)

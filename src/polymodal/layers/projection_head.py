@@ -112,7 +112,9 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
     def forward(self, x: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows dims"]:
         if not self.training or world_size() == 1:
             return super().forward(x)
-        count = world_size() * len(x)
+        return self._over_processes(x, world_size() * len(x))
+
+    def _over_processes(self, x: Float[Tensor, "rows dims"], count: int) -> Float[Tensor, "rows dims"]:
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         # Mean and biased variance over the batch of all processes, with gradient.
         mean = all_gather_with_grad(values.mean(0, keepdim=True)).mean(0)
@@ -125,3 +127,21 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
         x = ((values - mean) * torch.rsqrt(variance + self.eps)).to(x.dtype)
         return x * self.weight + self.bias if self.affine else x
+
+
+class SyncBatchNorm3d(SyncBatchNorm1d):
+    """Batch norm of feature maps of volumes over the positions of all processes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim != 5:
+            raise ValueError(f"Feature maps of volumes have five dimensions, not {input.ndim}.")
+
+    def forward(
+        self, x: Float[Tensor, "batch channels depth height width"]
+    ) -> Float[Tensor, "batch channels depth height width"]:
+        if not self.training or world_size() == 1:
+            return nn.BatchNorm1d.forward(self, x)
+        last = x.movedim(1, -1)
+        rows = last.flatten(0, -2)
+        count = world_size() * len(rows)
+        return self._over_processes(rows, count).unflatten(0, last.shape[:-1]).movedim(-1, 1)

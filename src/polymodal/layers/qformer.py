@@ -92,13 +92,16 @@ class QFormerBlock(nn.Module):
         self,
         x: Float[Tensor, "batch total width"],
         num_queries: int,
-        mask: Bool[Tensor, "batch total total"] | None,
+        mask: Bool[Tensor, "batch total context"] | None,
         media: Float[Tensor, "batch tokens media_width"] | None,
         media_mask: Bool[Tensor, "batch tokens"] | None,
+        prefix: Float[Tensor, "batch prefix width"] | None = None,
     ) -> Float[Tensor, "batch total width"]:
-        """Apply the block. x: queries, then text; either may be absent."""
+        """Apply the block. x: queries, then text; either may be absent. prefix: states of queries before x, which x
+        attends to; the mask then covers them, too."""
         # Shared self-attention of queries and text; the mask selects ITC, ITM or ITG.
-        x = self.norm1(x + self.dropout(self.attention(x, x, mask)))
+        context = x if prefix is None else torch.cat([prefix, x], dim=1)
+        x = self.norm1(x + self.dropout(self.attention(x, context, mask)))
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if num_queries:
             if self.cross_attention is not None and self.norm_cross is not None and media is not None:
@@ -142,13 +145,63 @@ class QFormer(nn.Module):
         num_queries = 0 if media is None else self.config.num_queries
         mask = None
         if ids is not None:
-            if self.token_embedding is None or self.pos_embed is None:
-                raise UserError("This Q-Former was built without a vocabulary; give it a vocab_size to read text.")
-            position = torch.arange(ids.shape[1], device=ids.device)
-            parts.append(self.token_embedding(ids) + self.pos_embed(position))
+            parts.append(self._embedded(ids))
             text_mask = torch.ones_like(ids, dtype=torch.bool) if text_mask is None else text_mask
             mask = qformer_mask(num_queries, text_mask, mode)
         x = self.dropout(self.norm(torch.cat(parts, dim=1)))
         for block in self.blocks:
             x = block(x, num_queries, mask, media, media_mask)
         return x[:, :num_queries], x[:, num_queries:]
+
+    @torch.no_grad()
+    def copy_text_branch(self) -> None:
+        """Let the queries begin with the MLPs and norms of the text branch, as BLIP-2's released code does."""
+        weights = self.state_dict()
+        for name, weight in weights.items():
+            if ".text_mlp." in name or ".text_norm." in name:
+                weights[name.replace(".text_", ".query_")].copy_(weight)
+
+    def encode_queries(
+        self,
+        media: Float[Tensor, "batch tokens media_width"],
+        media_mask: Bool[Tensor, "batch tokens"] | None = None,
+        separate: bool = False,
+    ) -> tuple[Float[Tensor, "batch queries width"], list[Float[Tensor, "batch queries width"]]]:
+        """Return the hidden states of the queries, and those that enter each block: the prefix of `decode_text`.
+
+        separate: queries do not see each other, as if each was a sequence of its own with a copy of the image
+        (block-diagonal self-attention mask).
+        """
+        count = self.config.num_queries
+        mask = None
+        if separate:
+            mask = torch.eye(count, dtype=torch.bool, device=media.device).expand(len(media), -1, -1)
+        x, prefix = self.dropout(self.norm(self.queries.expand(len(media), -1, -1))), []
+        for block in self.blocks:
+            prefix.append(x)
+            x = block(x, count, mask, media, media_mask)
+        return x, prefix
+
+    def decode_text(
+        self,
+        prefix: list[Float[Tensor, "batch prefix width"]],
+        ids: Int[Tensor, "batch length"],
+        text_mask: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch length width"]:
+        """Return the hidden states of texts in causal mode: each token attends to the prefix and to text up to itself.
+
+        prefix: of `encode_queries`, all queries or some. With all of them it equals `forward` with mode "itg", as
+        queries do not attend to texts there; keys and values are projected from the prefix (its cache in BLIP-2).
+        """
+        causal = qformer_mask(0, text_mask, "itg")
+        mask = torch.cat([causal.new_ones(*ids.shape, prefix[0].shape[1]), causal], dim=2)
+        x = self.dropout(self.norm(self._embedded(ids)))
+        for block, states in zip(self.blocks, prefix, strict=True):
+            x = block(x, 0, mask, None, None, states)
+        return x
+
+    def _embedded(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """Token and position embeddings, before the norm."""
+        if self.token_embedding is None or self.pos_embed is None:
+            raise UserError("This Q-Former was built without a vocabulary; give it a vocab_size to read text.")
+        return self.token_embedding(ids) + self.pos_embed(torch.arange(ids.shape[1], device=ids.device))

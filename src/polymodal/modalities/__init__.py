@@ -7,6 +7,7 @@ from polymodal.modalities.category import Category, Labels
 from polymodal.modalities.conversation import Conversations
 from polymodal.modalities.document import Interleaved, Words
 from polymodal.modalities.expression import Expressions
+from polymodal.modalities.findings import Findings
 from polymodal.modalities.gene_expression import Cell
 from polymodal.modalities.graph import Graph
 from polymodal.modalities.history import History
@@ -35,6 +36,7 @@ __all__ = [
     "Conversations",
     "DataTable",
     "Expressions",
+    "Findings",
     "Graph",
     "History",
     "Image",

@@ -68,3 +68,17 @@ def _centerd(plane: np.ndarray, size: int) -> np.ndarray:
     square = np.zeros((size, size), plane.dtype)
     square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
     return square[::-1]
+
+
+def key_slice(
+    voxels: Float[np.ndarray, "contrasts depth height width"], mask: np.ndarray, axis: int = 2
+) -> tuple[Float[np.ndarray, "contrasts rows columns"], np.ndarray]:
+    """Return the slice of a scan across an axis with the largest part of a mask, and the mask's slice.
+
+    mask: depth x height x width, 0 outside; the middle slice without any. axis: 0, 1 or 2 (axial in canonical
+    orientation).
+    """
+    others = tuple(one for one in range(3) if one != axis)
+    areas = (mask > 0).sum(others)
+    place = int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
+    return voxels.take(place, axis + 1), mask.take(place, axis)

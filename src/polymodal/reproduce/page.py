@@ -94,7 +94,7 @@ def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 OWN_DATA = "../tutorials/own-data.md"
-FORMATS = "[format](../data-formats.md#posts)"
+FORMATS = "../data-formats.md"
 DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
 
 
@@ -126,7 +126,12 @@ def own_data(entry: recipes.Entry) -> list[str]:
         )
         path = "pairs --init runs/start"
     elif "threads" in entry.modalities:
-        needs, path = f"A table of posts with text and code, and one of labelled pairs ({FORMATS}).", "forum"
+        needs, path = (
+            f"A table of posts with text and code, and one of labelled pairs ([format]({FORMATS}#posts)).",
+            "forum",
+        )
+    elif "findings" in entry.modalities:
+        needs, path = f"NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti)).", "scans/"
     elif declared:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
         path = "corpus"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ import pyarrow as pa
 from polymodal.corpora._arrow_cache import Conversion, cached_table
 from polymodal.corpora.corpus import Skipped
 from polymodal.corpora.formats._data_files import DataFiles, Match, place_of, splits_of
-from polymodal.corpora.formats._delimited import read_delimited
+from polymodal.corpora.formats._delimited import decoded, read_delimited
 from polymodal.corpora.formats._media_folder import class_folders
 from polymodal.corpora.rows import Rows
 from polymodal.errors import UnreadableExample, UserError, needs
-from polymodal.modalities import Volume
+from polymodal.modalities import Findings, Modality, Volume
 from polymodal.modalities.modality import to_npy
 
 description = "a folder of NIfTI scans (.nii, .nii.gz), a file for each scan or for each contrast"
@@ -31,6 +32,9 @@ MASK_FOLDERS = ("labelstr", "labelsts", "labels", "masks", "segmentations")  # o
 CHANNELS = ("imagestr", "imagests", "imagesval")  # folders of nnU-Net, with CASE_0000, CASE_0001 ... for the contrasts
 SUBJECT = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")  # of BIDS
 SINGLE = "scan"  # contrast of files that name none
+FINDINGS = {"findings.csv": ",", "findings.tsv": "\t"}  # beside the scans: a row for each, a column for each finding
+NO_REGION = "Findings"  # of findings whose heading names none
+ABSENT = ("", "n/a", "no", "0", "0.0", "false", "none")  # what a cell of an absent finding may say
 
 
 def matches(data: DataFiles) -> Match:
@@ -42,8 +46,8 @@ def matches(data: DataFiles) -> Match:
 def read(data: DataFiles) -> Rows:
     """Convert the scans, in the nearest canonical orientation (right, anterior, superior), and list them.
 
-    A row is a scan with all of its contrasts. Classes are folders; `participants.tsv` gives further columns. Raises
-    UserError without nibabel, or where no file can be read.
+    A row is a scan with all of its contrasts. Classes are folders; `participants.tsv` gives further columns, and
+    `findings.csv` the sentences of a report. Raises UserError without nibabel, or where no file can be read.
     """
     try:
         import nibabel  # noqa: F401
@@ -68,11 +72,15 @@ def read(data: DataFiles) -> Rows:
     columns = classes | (_participants(data, subjects) if any(subjects) else {})  # a folder for each scan is no class
     for name, values in columns.items():
         table = table.append_column(name, values)
+    kinds: dict[str, Modality] = {"volume": Volume(contrasts)}
+    if (findings := _findings(data, kept)) is not None:
+        kinds["findings"], values = findings
+        table = table.append_column("findings", values)
     stated = splits_of(files, data.root)
     split = np.array([stated[next(iter(scans[name].values()))] for name in kept], dtype=object) if stated else None
     if masks:
         skipped = (*skipped, Skipped(len(masks), "is a mask", str(masks[0])))
-    return Rows(table, data.root, {"volume": Volume(contrasts)}, split, keys="file", skipped=skipped)
+    return Rows(table, data.root, kinds, split, keys="file", skipped=skipped)
 
 
 def _scans(data: DataFiles) -> tuple[dict[str, dict[str, Path]], list[Path]]:
@@ -114,6 +122,45 @@ def _participants(data: DataFiles, subjects: Sequence[str | None]) -> dict[str, 
             renamed = "label" if name.lower() == "group" and "label" not in table.column_names else name
             columns[renamed] = pa.array([None if value == "n/a" else value for value in values], pa.string())
     return columns | of_subject
+
+
+def _findings(data: DataFiles, scans: Sequence[str]) -> tuple[Findings, pa.Array] | None:
+    """Return the findings of each scan from `findings.csv`: the first column names the scan, every other is a finding
+    with its sentence, or nothing where it is absent. A heading such as "Pleura: effusion" names the region, too.
+
+    Raises UserError for a table without findings, with two of one name, or that names no scan.
+    """
+    file = next((file for file in data.files if file.name.lower() in FINDINGS), None)
+    if file is None:
+        return None
+    lines = decoded(file.read_bytes()).removeprefix("\ufeff").splitlines()
+    heading, *records = [line for line in csv.reader(lines, delimiter=FINDINGS[file.name.lower()]) if any(line)] or [[]]
+    if len(heading) < 2:
+        raise UserError(f"{file} has no finding: write the scans in the first column, and a column for each finding.")
+    parts = [one.rpartition(":") for one in heading[1:]]
+    names = tuple(name.strip() for _, _, name in parts)
+    if len({name.lower() for name in names}) < len(names):
+        raise UserError(f"{file} has two findings of one name; headings are 'finding' or 'region: finding'.")
+    if wrong := [record[0] for record in records if len(record) != len(heading)]:
+        raise UserError(f"{file} has {len(heading)} columns, and not as many fields for '{wrong[0]}'.")
+    rows = {re.sub(r"\.nii(\.gz)?$", "", record[0]): record[1:] for record in records}
+    of_scan = [rows.get(scan, rows.get(Path(scan).name)) for scan in scans]
+    if not any(of_scan):
+        raise UserError(f"{file} names no scan of the folder: '{next(iter(rows), '')}' is none of '{scans[0]}' ...")
+    sentences = [
+        None if cells is None else {name: _sentence(cell, name) for name, cell in zip(names, cells, strict=True)}
+        for cells in of_scan
+    ]
+    kind = Findings(names, tuple(region.strip() or NO_REGION for region, _, _ in parts))
+    return kind, pa.array(sentences, kind.arrow_type)
+
+
+def _sentence(cell: str, name: str) -> str | None:
+    """Return the sentence of a cell; "1" and "yes" stand for a finding without one."""
+    text = cell.strip()
+    if text.lower() in ABSENT:
+        return None
+    return f"{name}." if text.lower() in ("1", "1.0", "yes", "true") else text
 
 
 def _convert(scans: Mapping[str, Mapping[str, Path]], contrasts: tuple[str, ...]) -> Conversion:
