@@ -1,0 +1,169 @@
+"""Fusion in the backbone: a Swin transformer and a RoBERTa whose last blocks read each other (FIBER, Dou et al. 2022).
+
+With the gates off they are a dual encoder, with them on a fusion encoder (section 3.1). The two blocks of a pair are
+updated in parallel: both read what the other had before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from polymodal.constraints import ContextLength, DecayRate, PositiveInt
+from polymodal.encoders.swin import SwinEncoder, SwinEncoderConfig
+from polymodal.errors import UserError
+from polymodal.layers.cross_attention import init_transformer
+from polymodal.layers.fusion_in_backbone import Context, GatedFusion, PostNormFusionBlock
+from polymodal.layers.swin import FeatureMap
+from polymodal.modalities.text import Tokens
+
+Words = Float[Tensor, "batch length text_width"]
+
+
+@dataclass(frozen=True)
+class RobertaConfig:
+    """Configuration of a text transformer with post-norm blocks (BERT, RoBERTa)."""
+
+    vocab_size: PositiveInt = 8000
+    """Vocabulary size of the byte-level BPE tokenizer, which is trained on the corpus."""
+    context_length: ContextLength = 40
+    """Maximum sequence length in tokens, including start and end token; longer texts are truncated."""
+    width: PositiveInt = 64
+    """Channels of a token."""
+    depth: PositiveInt = 4
+    """Blocks."""
+    num_heads: PositiveInt = 4
+    """Attention heads of a block."""
+    dropout: DecayRate = 0.0
+    """Dropout probability of embeddings and branches."""
+
+
+class RobertaEncoder(nn.Module):
+    """Text transformer; its last token is the mask of masked language modeling."""
+
+    def __init__(self, config: RobertaConfig, vocab_size: int):
+        """vocab_size: entries of the tokenizer, without the mask token."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(vocab_size + 1, config.width)
+        self.positions = nn.Embedding(config.context_length, config.width)
+        self.norm_pre = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            PostNormFusionBlock(config.width, config.num_heads, 4 * config.width, config.dropout)
+            for _ in range(config.depth)
+        )
+        init_transformer(self)
+
+    def embedded(self, text: Tokens) -> tuple[Words, Bool[Tensor, "batch length"]]:
+        """Return the input of the first block, and the mask: False for padding. Padding beyond the context is cut."""
+        ids = text.ids[:, : self.config.context_length]
+        x = self.embedding(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
+        return self.dropout(self.norm_pre(x)), text.mask[:, : ids.shape[1]]
+
+
+class FusedStates(NamedTuple):
+    """Tokens of both backbones after the last block, and the maps of all stages of the image backbone.
+
+    Maps are (batch, rows, columns, width); the last one is not normalized.
+    """
+
+    words: Words
+    maps: list[FeatureMap]
+
+    @property
+    def patches(self) -> Float[Tensor, "batch patches image_width"]:
+        """The tokens of the last stage."""
+        return self.maps[-1].flatten(1, 2)
+
+
+class FusionInBackbone(nn.Module):
+    """Both backbones, with cross-attention in their last `num_fuse_block` blocks."""
+
+    def __init__(
+        self,
+        image: SwinEncoderConfig,
+        text: RobertaConfig,
+        vocab_size: int,
+        num_fuse_block: int,
+        alpha_init: float = 0.0,
+    ):
+        """num_fuse_block: pairs of blocks that read each other; 0: none. alpha_init: the gates at the start.
+
+        Raises UserError where a backbone has fewer blocks.
+        """
+        super().__init__()
+        if num_fuse_block > min(sum(image.depths), text.depth):
+            raise UserError(f"{num_fuse_block} fused blocks are more than one of the backbones has.")
+        self.image_encoder: SwinEncoder = image.build()
+        self.text_encoder = RobertaEncoder(text, vocab_size)
+        self.num_fuse_block = num_fuse_block
+        places = [
+            (block, width, heads)
+            for blocks, width, heads in zip(self.image_encoder.blocks, image.widths, image.num_heads, strict=True)
+            for block in blocks
+        ]
+        pairs = zip(places[len(places) - num_fuse_block :], self._fused_text_blocks(), strict=True)
+        for (image_block, width, heads), text_block in pairs:
+            image_block.fusion = GatedFusion(width, heads, text.width, norm=True, alpha_init=alpha_init)
+            text_block.fusion = GatedFusion(
+                text.width, text.num_heads, width, alpha_init=alpha_init, dropout=text.dropout
+            )
+            for branch in (image_block.fusion, text_block.fusion):
+                init_transformer(branch)
+
+    def _fused_text_blocks(self) -> list[PostNormFusionBlock]:
+        blocks: list[Any] = list(self.text_encoder.blocks)
+        return blocks[len(blocks) - self.num_fuse_block :]
+
+    def encode_text(self, text: Tokens) -> Words:
+        """Return the words, with the gates off."""
+        x, mask = self.text_encoder.embedded(text)
+        for block in self.text_encoder.blocks:
+            x = block(x, mask)
+        return x
+
+    def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches image_width"]:
+        """Return the normalized patches of the last stage, with the gates off."""
+        return self.image_encoder(image)[0]
+
+    def forward(
+        self,
+        image: Float[Tensor, "batch 3 size size"],
+        text: Tokens,
+        fused: bool = True,
+        window: int | None = None,
+        last_norm: bool = True,
+    ) -> FusedStates:
+        """Encode pairs, with the gates on.
+
+        fused: without, each backbone goes through its blocks alone. window: of the image backbone. last_norm: whether
+        the last text block ends with its norm (released code: in detection, but not in pre-training with captions).
+        """
+        words, mask = self.text_encoder.embedded(text)
+        before, fused_blocks = len(self.text_encoder.blocks) - self.num_fuse_block, self._fused_text_blocks()
+        for block in self.text_encoder.blocks[:before]:
+            words = block(words, mask)
+        x, maps = self.image_encoder.embedded(image), []
+        pairs = iter(fused_blocks)
+        start = sum(map(len, self.image_encoder.blocks)) - self.num_fuse_block
+        number = 0
+        for stage, blocks in enumerate(self.image_encoder.blocks):
+            x = self.image_encoder.merging[stage - 1](x) if stage else x
+            for image_block in blocks:
+                if number < start:
+                    x = image_block(x, window)
+                else:
+                    text_block = next(pairs)
+                    ends = last_norm or text_block is not fused_blocks[-1]
+                    to_image = Context(words, mask) if fused else None
+                    to_text = Context(x.flatten(1, 2)) if fused else None
+                    # In parallel: the text block reads the image from before this pair.
+                    x, words = image_block(x, window, to_image), text_block(words, mask, to_text, ends)
+                number += 1
+            maps.append(x)
+        return FusedStates(words, maps)
