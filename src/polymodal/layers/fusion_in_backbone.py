@@ -23,10 +23,10 @@ class Context(NamedTuple):
 
 
 class GatedFusion(nn.Module):
-    """y + alpha * cross_attention(norm(y), context), where y is what self-attention gives before the residual sum.
+    """y + alpha * cross_attention(norm(y), context), where y is the output of self-attention.
 
-    It is inserted after the output projection of a block's self-attention. Windows make no difference to it: every token
-    attends to the whole context.
+    It is inserted after the output projection of a block's self-attention. Windows make no difference to it, because
+    every token attends to the whole context.
     """
 
     def __init__(

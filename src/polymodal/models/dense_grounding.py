@@ -17,7 +17,6 @@ from polymodal.constraints import NonNegativeInt, PositiveFloat, PositiveInt
 from polymodal.errors import UserError
 from polymodal.layers.dynamic_head import DenseHead, DensePrediction, TokenAlignment
 from polymodal.layers.feature_pyramid import FeaturePyramid
-from polymodal.layers.swin import FeatureMap
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy
 from polymodal.objectives.dense_detection import (
     Anchors,
@@ -81,8 +80,8 @@ class DenseGrounding(nn.Module):
         self.head = DenseHead(config.channels, config.depth, levels, config.norm_groups)
         self.alignment = TokenAlignment(config.channels, text_width)
 
-    def forward(self, maps: Sequence[FeatureMap], words: Words, image_size: int) -> Located:
-        """maps: of all stages. image_size: side in pixels."""
+    def forward(self, maps: Sequence[Float[Tensor, "batch _ _ _"]], words: Words, image_size: int) -> Located:
+        """maps: (batch, rows, columns, width) of all stages. image_size: side in pixels."""
         last = maps[-len(self.map_norms) :]
         normed = [norm(each).permute(0, 3, 1, 2) for norm, each in zip(self.map_norms, last, strict=True)]
         levels = self.pyramid(normed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,10 +22,11 @@ from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.momentum_encoder import FeatureQueue
 from polymodal.layers.projection_head import ProjectionHead
+from polymodal.layers.swin import FeatureMap
 from polymodal.modalities.text import Tokens
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.models.fusion_encoder import FusionEncoderConfig
-from polymodal.models.fusion_in_backbone import FusionInBackbone, RobertaConfig
+from polymodal.models.fusion_in_backbone import FusionInBackbone, RobertaConfig, Words
 from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.multi_positive import multi_positive_cross_entropy
@@ -151,25 +152,32 @@ class FusedPretraining(nn.Module):
     def encode_modality(self, name: str, value: Any) -> Features:
         """Return L2-normalized embeddings of images or texts, encoded with the gates off."""
         if name == "image":
-            patches = self.image_transform_itc(self.backbone.encode_image(self.resized(value)))
-            return F.normalize(self.image_pooler_itc(patches.mean(1)), dim=-1)
-        words = self.text_transform_itc(self.backbone.encode_text(value))
+            return self._image_embedding(self.backbone.lower_image(self.resized(value))[0])
+        return self._text_embedding(*self.backbone.lower_text(value))
+
+    def _image_embedding(self, x: FeatureMap) -> Features:
+        patches = self.image_transform_itc(self.backbone.upper_image(x).flatten(1, 2))
+        return F.normalize(self.image_pooler_itc(patches.mean(1)), dim=-1)
+
+    def _text_embedding(self, words: Words, mask: Bool[Tensor, "batch length"]) -> Features:
+        words = self.text_transform_itc(self.backbone.upper_text(words, mask))
         return F.normalize(self.text_pooler_itc(words[:, 0]), dim=-1)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         return {name: self.encode_modality(name, batch[name]) for name in ("image", "text") if name in batch}
 
-    def fused(
-        self, image: Images, text: Tokens
+    def fuse(
+        self, x: FeatureMap, words: Words, mask: Bool[Tensor, "batch length"]
     ) -> tuple[Float[Tensor, "batch length dim"], Float[Tensor, "batch double_dim"]]:
-        """Return the words and the pooled vector of each pair: that of the first word, then that of the patches."""
+        """Fuse what the lower blocks gave of pairs.
+
+        Returns the words and the pooled vector of each pair: that of the first word, then that of the patches.
+        """
         if self.top is None:
-            states = self.backbone(image, text, last_norm=False)
+            states = self.backbone.upper(x, words, mask, last_norm=False)
             words, patches = states.words, states.patches
         else:
-            length = self.backbone.text_encoder.config.context_length
-            encoded = self.backbone.encode_text(text), self.backbone.encode_image(image)
-            words, patches = self.top(encoded[0], text.mask[:, :length], encoded[1])
+            words, patches = self.top(words, mask, self.backbone.upper_image(x).flatten(1, 2))
         words, patches = self.text_transform(words), self.image_transform(patches)
         pooled = [self.text_pooler(words[:, 0]), self.image_pooler(patches.mean(1))]
         return words, torch.cat(pooled, dim=1)
@@ -177,9 +185,9 @@ class FusedPretraining(nn.Module):
     def pair_losses(self, batch: FusedCaptionBatch) -> dict[str, Tensor]:
         """Return the losses of ITC, ITM and MLM, each with weight 1; they compare the examples of a batch."""
         image, text, group = self.resized(batch["image"]), batch["text"], batch["group"]
-        context_length = self.backbone.text_encoder.config.context_length
-        image_feature, text_feature = self.encode_modality("image", image), self.encode_modality("text", text)
-        packed = packed_text(text, context_length)
+        packed = packed_text(text, self.backbone.text_encoder.config.context_length)
+        x, (words, mask) = self.backbone.lower_image(image)[0], self.backbone.lower_text(text)
+        image_feature, text_feature = self._image_embedding(x), self._text_embedding(words, mask)
         # Keys are detached, and those of the queue follow those of the batch of all processes.
         labels = torch.cat([all_gather(group), self.queue.image_features.labels.to(group)])
         image_keys = torch.cat([all_gather(image_feature.detach()), self.queue.image_features.features])
@@ -188,45 +196,51 @@ class FusedPretraining(nn.Module):
         itc = multi_positive_cross_entropy(image_feature, text_keys, group, labels, scale)
         itc = (itc + multi_positive_cross_entropy(text_feature, image_keys, group, labels, scale)) / 2
         with torch.no_grad():
-            positive = group[:, None] == labels
-            to_text, has_text = sample_hard_negatives(
-                scale * image_feature @ text_keys.T, positive, batch["uniform"][:, 0]
-            )
-            to_image, has_image = sample_hard_negatives(
-                scale * text_feature @ image_keys.T, positive, batch["uniform"][:, 1]
-            )
+            positive, uniform = group[:, None] == labels, batch["uniform"]
+            similarities = scale * image_feature @ text_keys.T, scale * text_feature @ image_keys.T
+            to_text, has_text = sample_hard_negatives(similarities[0], positive, uniform[:, 0])
+            to_image, has_image = sample_hard_negatives(similarities[1], positive, uniform[:, 1])
             base = torch.arange(len(group), device=group.device) + len(group) * rank()
             to_text, to_image = torch.where(has_text, to_text, base), torch.where(has_image, to_image, base)
-            negative_texts = _candidates(all_gather(packed), self.queue.text, to_text)
-            negative_images = _candidates(all_gather(image), self.queue.image, to_image)
-        itm = self._itm_loss(image, packed, negative_images, negative_texts, has_image, has_text)
-        words, _ = self.fused(image, batch["mlm_text"])
-        length = words.shape[1]  # padding beyond the context is cut
-        mlm = masked_lm_loss(
-            self.mlm_head, words, self.mlm_decoder.weight, text.ids[:, :length], batch["masked_tokens"][:, :length]
-        )
+            rows = _candidates(all_gather(packed), self.queue.text, to_text)
+            negative_image = _candidates(all_gather(image), self.queue.image, to_image)
+        negative_text = Tokens(rows[:, : max(int(rows[:, -1].max()), words.shape[1])], rows[:, -1])
+        itm = self.matching_loss(x, words, mask, negative_image, negative_text, torch.cat([has_text, has_image]))
+        masked, _ = self.fuse(x, *self.backbone.lower_text(batch["mlm_text"]))
+        length = masked.shape[1]  # padding beyond the context is cut
+        targets, masked_tokens = text.ids[:, :length], batch["masked_tokens"][:, :length]
+        mlm = masked_lm_loss(self.mlm_head, masked, self.mlm_decoder.weight, targets, masked_tokens)
         if self.training:
             self.pending = (image_feature.detach(), text_feature.detach(), image, packed, group)
         return {"itc": itc, "itm": itm, "mlm": mlm}
 
-    def _itm_loss(
+    def matching_loss(
         self,
-        image: Images,
-        packed: Int[Tensor, "batch columns"],
-        negative_images: Images,
-        negative_texts: Int[Tensor, "batch columns"],
-        has_image: Tensor,
-        has_text: Tensor,
-    ) -> Tensor:
-        """Classify the pairs, the images with a negative text, and the texts with a negative image."""
-        rows = torch.cat([packed, negative_texts, packed])
-        lengths = rows[:, -1]
-        text = Tokens(rows[:, : int(lengths.max())], lengths)
-        _, pooled = self.fused(torch.cat([image, image, negative_images]), text)
-        index = torch.arange(len(rows), device=rows.device)
-        valid = torch.cat([torch.ones_like(has_text), has_text, has_image])
-        pairs = ITMPairs(index, index, (index < len(packed)).long(), valid)
-        return itm_loss(self.itm_head(pooled), pairs)
+        x: FeatureMap,
+        words: Words,
+        mask: Bool[Tensor, "batch length"],
+        negative_image: Images,
+        negative_text: Tokens,
+        is_negative: Bool[Tensor, " double_batch"],
+    ) -> Float[Tensor, ""]:
+        """Return the ITM loss of the pairs, of the images with a negative text, and of the texts with a negative image.
+
+        x, words, mask: what the lower blocks gave of the pairs. is_negative: False for negatives that are none.
+        """
+        negative_x = self.backbone.lower_image(negative_image)[0]
+        negative_words, negative_mask = self.backbone.lower_text(negative_text)
+        more = negative_words.shape[1] - words.shape[1]
+        words, mask = F.pad(words, (0, 0, 0, more)), F.pad(mask, (0, more))
+        _, pooled = self.fuse(
+            torch.cat([x, x, negative_x]),
+            torch.cat([words, negative_words, words]),
+            torch.cat([mask, negative_mask, mask]),
+        )
+        index, valid = (
+            torch.arange(len(pooled), device=x.device),
+            torch.cat([is_negative.new_ones(len(x)), is_negative]),
+        )
+        return itm_loss(self.itm_head(pooled), ITMPairs(index, index, (index < len(x)).long(), valid))
 
     def after_step(self, fraction: float = 0.0) -> None:
         """Enqueue the pairs of the step."""
@@ -236,9 +250,9 @@ class FusedPretraining(nn.Module):
 
     def itm_logits(self, batch: Batch) -> Float[Tensor, "items texts"]:
         """Return the logit that each text matches each image."""
-        text, rows = batch["text"], []
-        for image in self.resized(batch["image"]):
-            _, pooled = self.fused(image.expand(len(text), -1, -1, -1), text)
+        (words, mask), rows = self.backbone.lower_text(batch["text"]), []
+        for x in self.backbone.lower_image(self.resized(batch["image"]))[0]:
+            _, pooled = self.fuse(x.expand(len(words), -1, -1, -1), words, mask)
             negative, positive = self.itm_head(pooled).unbind(1)
             rows.append(positive - negative)
         return torch.stack(rows)
@@ -251,7 +265,8 @@ class FusedPretraining(nn.Module):
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "batch answers"]:
         """Return the logits of the answers to one question about each image."""
-        return self.answer_head(self.fused(self.resized(batch["image"]), batch["question"])[1])
+        x, _ = self.backbone.lower_image(self.resized(batch["image"]))
+        return self.answer_head(self.fuse(x, *self.backbone.lower_text(batch["question"]))[1])
 
 
 def _candidates(of_batch: Tensor, of_queue: Any, index: Int[Tensor, " rows"]) -> Tensor:

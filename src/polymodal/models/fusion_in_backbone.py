@@ -73,7 +73,7 @@ class FusedStates(NamedTuple):
     """
 
     words: Words
-    maps: list[FeatureMap]
+    maps: list[Float[Tensor, "batch _ _ _"]]
 
     @property
     def patches(self) -> Float[Tensor, "batch patches image_width"]:
@@ -120,16 +120,78 @@ class FusionInBackbone(nn.Module):
         blocks: list[Any] = list(self.text_encoder.blocks)
         return blocks[len(blocks) - self.num_fuse_block :]
 
-    def encode_text(self, text: Tokens) -> Words:
-        """Return the words, with the gates off."""
-        x, mask = self.text_encoder.embedded(text)
-        for block in self.text_encoder.blocks:
-            x = block(x, mask)
-        return x
+    @property
+    def first_fused(self) -> tuple[int, int]:
+        """Stage and number of the first fused image block; without any, those after the last block."""
+        start = sum(map(len, self.image_encoder.blocks)) - self.num_fuse_block
+        for stage, blocks in enumerate(self.image_encoder.blocks):
+            if start < len(blocks):
+                return stage, start
+            start -= len(blocks)
+        return len(self.image_encoder.blocks) - 1, len(self.image_encoder.blocks[-1])
 
-    def encode_image(self, image: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch patches image_width"]:
-        """Return the normalized patches of the last stage, with the gates off."""
-        return self.image_encoder(image)[0]
+    def lower_image(
+        self, image: Float[Tensor, "batch 3 size size"], window: int | None = None
+    ) -> tuple[FeatureMap, list[Float[Tensor, "batch _ _ _"]]]:
+        """Encode images up to the first fused block. Returns its input, and the maps of the stages before."""
+        x, maps = self.image_encoder.embedded(image), []
+        last_stage, last_block = self.first_fused
+        for stage, blocks in enumerate(self.image_encoder.blocks[: last_stage + 1]):
+            if stage:
+                maps.append(x)
+                x = self.image_encoder.merging[stage - 1](x)
+            for block in blocks[: last_block if stage == last_stage else None]:
+                x = block(x, window)
+        return x, maps
+
+    def lower_text(self, text: Tokens) -> tuple[Words, Bool[Tensor, "batch length"]]:
+        """Encode texts up to the first fused block. Returns its input, and the mask: False for padding."""
+        words, mask = self.text_encoder.embedded(text)
+        for block in self.text_encoder.blocks[: len(self.text_encoder.blocks) - self.num_fuse_block]:
+            words = block(words, mask)
+        return words, mask
+
+    def upper_image(self, x: FeatureMap) -> Float[Tensor, "batch last_rows last_columns image_width"]:
+        """Apply the last image blocks to what `lower_image` gave, with the gates off, and the last norm."""
+        first, block = self.first_fused
+        for stage, blocks in enumerate(self.image_encoder.blocks[first:], first):
+            x = self.image_encoder.merging[stage - 1](x) if stage > first else x
+            for each in blocks[block if stage == first else 0 :]:
+                x = each(x)
+        return self.image_encoder.norm_post(x)
+
+    def upper_text(self, words: Words, mask: Bool[Tensor, "batch length"]) -> Words:
+        """Apply the last text blocks to what `lower_text` gave, with the gates off."""
+        for block in self._fused_text_blocks():
+            words = block(words, mask)
+        return words
+
+    def upper(
+        self,
+        x: FeatureMap,
+        words: Words,
+        mask: Bool[Tensor, "batch length"],
+        fused: bool = True,
+        window: int | None = None,
+        last_norm: bool = True,
+    ) -> FusedStates:
+        """Apply the pairs of last blocks to what `lower_image` and `lower_text` gave; see `forward`."""
+        first, block = self.first_fused
+        pairs, maps = self._fused_text_blocks(), []
+        places = iter(pairs)
+        for stage, blocks in enumerate(self.image_encoder.blocks[first:], first):
+            x = self.image_encoder.merging[stage - 1](x) if stage > first else x
+            for image_block in blocks[block if stage == first else 0 :]:
+                text_block = next(places)
+                to_image = Context(words, mask) if fused else None
+                to_text = Context(x.flatten(1, 2)) if fused else None
+                # In parallel: the text block reads the image from before this pair.
+                x, words = (
+                    image_block(x, window, to_image),
+                    text_block(words, mask, to_text, last_norm or text_block is not pairs[-1]),
+                )
+            maps.append(x)
+        return FusedStates(words, maps)
 
     def forward(
         self,
@@ -144,26 +206,7 @@ class FusionInBackbone(nn.Module):
         fused: without, each backbone goes through its blocks alone. window: of the image backbone. last_norm: whether
         the last text block ends with its norm (released code: in detection, but not in pre-training with captions).
         """
-        words, mask = self.text_encoder.embedded(text)
-        before, fused_blocks = len(self.text_encoder.blocks) - self.num_fuse_block, self._fused_text_blocks()
-        for block in self.text_encoder.blocks[:before]:
-            words = block(words, mask)
-        x, maps = self.image_encoder.embedded(image), []
-        pairs = iter(fused_blocks)
-        start = sum(map(len, self.image_encoder.blocks)) - self.num_fuse_block
-        number = 0
-        for stage, blocks in enumerate(self.image_encoder.blocks):
-            x = self.image_encoder.merging[stage - 1](x) if stage else x
-            for image_block in blocks:
-                if number < start:
-                    x = image_block(x, window)
-                else:
-                    text_block = next(pairs)
-                    ends = last_norm or text_block is not fused_blocks[-1]
-                    to_image = Context(words, mask) if fused else None
-                    to_text = Context(x.flatten(1, 2)) if fused else None
-                    # In parallel: the text block reads the image from before this pair.
-                    x, words = image_block(x, window, to_image), text_block(words, mask, to_text, ends)
-                number += 1
-            maps.append(x)
-        return FusedStates(words, maps)
+        x, maps = self.lower_image(image, window)
+        words, mask = self.lower_text(text)
+        states = self.upper(x, words, mask, fused, window, last_norm)
+        return FusedStates(states.words, [*maps, *states.maps])
