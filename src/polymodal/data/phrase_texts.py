@@ -14,8 +14,11 @@ from torch import Tensor
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.expressions import XYXY
 from polymodal.data.columns.regions import PhraseBox
+from polymodal.data.processor import Processor
 from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
+from polymodal.rng import ExampleRNG
+from polymodal.types import Example
 
 SEPARATOR = "."  # of the names of a prompt
 
@@ -25,6 +28,37 @@ class Phrase(NamedTuple):
 
     text: str
     boxes: tuple[XYXY, ...] = ()
+
+
+def sample_phrases(
+    examples: Sequence[Example],
+    processor: Processor,
+    example_rng: ExampleRNG,
+    expression_fraction: float,
+    num_negatives: int,
+) -> list[list[Phrase]]:
+    """Return a text with phrases for each example.
+
+    It is a referring expression with probability `expression_fraction`, where there are both expressions and named
+    regions; else equally often a caption with names of regions, if it has any, or a prompt of names and `num_negatives`
+    others. Examples without either have an empty text.
+    """
+    pairs = zip(examples, example_rng.generators, strict=True)
+    return [_phrases(example, rng, processor, expression_fraction, num_negatives) for example, rng in pairs]
+
+
+def _phrases(
+    example: Example, rng: np.random.Generator, processor: Processor, expression_fraction: float, num_negatives: int
+) -> list[Phrase]:
+    expressions, regions = example.get("expressions") or [], example.get("regions") or []
+    if expressions and (not regions or rng.random() < expression_fraction):
+        chosen = expressions[int(rng.integers(len(expressions)))]
+        return [Phrase(chosen.text, chosen.boxes)]
+    captions = [one for one in example.get("text") or [] if one.text]
+    caption = caption_phrases(processor.text.sample_caption(captions, rng), regions) if captions else []
+    if any(phrase.boxes for phrase in caption) and rng.random() < 0.5:
+        return caption
+    return prompt_phrases(regions, processor.regions.sample(num_negatives, rng) if regions else [], rng)
 
 
 class PhraseTargets(NamedTuple):

@@ -18,6 +18,7 @@ from polymodal.errors import UserError
 from polymodal.layers.dynamic_head import DenseHead, DensePrediction, TokenAlignment
 from polymodal.layers.feature_pyramid import FeaturePyramid
 from polymodal.modalities.boxes import PaddedBoxes, cxcywh_to_xyxy
+from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.objectives.dense_detection import (
     Anchors,
     decode_boxes,
@@ -56,6 +57,13 @@ class DenseGroundingConfig:
         if self.num_stages > len(widths):
             raise UserError(f"A detector of {self.num_stages} stages needs as many of the image backbone.")
         return DenseGrounding(self, widths[-self.num_stages :], strides[-self.num_stages], text_width)
+
+
+class GroundingBatch(ImageTextBatch):
+    """Images and texts, the boxes of all phrases of the text, and the tokens of each box's phrase."""
+
+    boxes: PaddedBoxes
+    spans: Int[Tensor, "batch objects 2"]
 
 
 class Located(NamedTuple):

@@ -37,14 +37,14 @@ Features = Float[Tensor, "batch dim"]
 Fusion = Literal["backbone", "top"]
 
 
-class FusedCaptionBatch(ImageTextBatch, MaskedTexts):
+class FusionBatch(ImageTextBatch, MaskedTexts):
     """group: id of each caption; equal captions are no negatives of each other. uniform: see `sample_itm_pairs`."""
 
     group: Float[Tensor, " batch"]
     uniform: Float[Tensor, "batch 2"]
 
 
-class FusedQuestionBatch(QuestionBatch):
+class VQABatch(QuestionBatch):
     """Images, and a question about each with its answer."""
 
     image: Float[Tensor, "batch 3 size size"]
@@ -182,7 +182,7 @@ class FusedPretraining(nn.Module):
         pooled = [self.text_pooler(words[:, 0]), self.image_pooler(patches.mean(1))]
         return words, torch.cat(pooled, dim=1)
 
-    def pair_losses(self, batch: FusedCaptionBatch) -> dict[str, Tensor]:
+    def pair_losses(self, batch: FusionBatch) -> dict[str, Tensor]:
         """Return the losses of ITC, ITM and MLM, each with weight 1; they compare the examples of a batch."""
         image, text, group = self.resized(batch["image"]), batch["text"], batch["group"]
         packed = packed_text(text, self.backbone.text_encoder.config.context_length)
@@ -257,7 +257,7 @@ class FusedPretraining(nn.Module):
             rows.append(positive - negative)
         return torch.stack(rows)
 
-    def answer_losses(self, batch: FusedQuestionBatch) -> dict[str, Tensor]:
+    def answer_losses(self, batch: VQABatch) -> dict[str, Tensor]:
         """Return the cross-entropy of the answers that are in the vocabulary."""
         known_answer = batch["answer"] != UNKNOWN_ANSWER
         logits = self.answer_logits(batch)[known_answer]

@@ -5,17 +5,17 @@ off it is a dual encoder, with them on a fusion encoder that costs no layers on 
 has ITC, ITM and MLM on images with captions; fine pre-training adds a feature pyramid and a dynamic head, which align
 locations with the words of a text and predict their boxes (section 3.2).
 
-Terms: coarse-grained pre-training = losses.itc, losses.itm, losses.mlm, fine-grained pre-training = losses.token,
-losses.box, losses.centerness, fusion in the backbone = FusionInBackbone, alpha = layers.fusion_in_backbone.GatedFusion,
-FPN, dynamic head and GLIP alignment = DenseGrounding, ATSS = objectives.dense_detection.
+Terms: coarse-grained pre-training = losses.itc with itm and mlm, fine-grained pre-training = losses.token with box and
+centerness, fusion in the backbone = models.fusion_in_backbone, alpha = layers.fusion_in_backbone.GatedFusion.alpha,
+FPN = layers.feature_pyramid, dynamic head = layers.dynamic_head, ATSS = objectives.dense_detection.atss_assign.
 
 Differs from the paper in: the backbones begin with random weights, not with those of Swin and RoBERTa, whose type
 embedding is left out; the queue begins empty, not with random features, and equal captions are positives of ITC and no
 negatives of ITM; 15 % of a caption's tokens exactly are masked; images are square in both stages, without multi-scale
-training; both stages have one batch size (released: 4,096, then 64), one schedule (released: steps at 67 and 89 %), and
-no moving average of weights (released: in the second); boxes have no added pixel, and deformable convolutions over the
-coarser level resize their offsets, which the released code reads out of order. Captioning with a causal text backbone,
-NLVR2 (statements about two images), COCO and LVIS detection are left out, as no corpus here has their data.
+training; both stages have one batch size (released: 4,096, then 64) and schedule, and no moving average of weights;
+boxes have no added pixel, and deformable convolutions over the coarser level resize their offsets, which the released
+code reads out of order. Captioning with a causal text backbone, NLVR2 (statements about two images), COCO and LVIS
+detection are left out, as no corpus here has their data.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn, check_single_objects
+from polymodal.data.columns.expressions import CaptionsOrExpressionsColumn, ExpressionsColumn
 from polymodal.data.columns.image import ImageColumn
 from polymodal.data.columns.questions import AnswersColumn
 from polymodal.data.columns.regions import PhraseVocabularyColumn
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.masked_input import mask_texts
-from polymodal.data.phrase_texts import Phrase, caption_phrases, phrase_targets, prompt_phrases, rows_with
+from polymodal.data.phrase_texts import phrase_targets, rows_with, sample_phrases
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.data.video_text import sample_captions, sample_questions
 from polymodal.encoders.swin import SwinEncoderConfig
 from polymodal.errors import MissingModality
 from polymodal.modalities import Expressions, Questions, Regions
-from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Tokens, text_ids
-from polymodal.models.dense_grounding import DenseGroundingConfig, Located, detect, grounding_losses
+from polymodal.models.dense_grounding import DenseGroundingConfig, GroundingBatch, Located, detect, grounding_losses
 from polymodal.models.dual_encoder import ImageTextBatch
-from polymodal.models.fused_pretraining import FusedCaptionBatch, FusedPretraining, FusedQuestionBatch, Fusion
+from polymodal.models.fused_pretraining import FusedPretraining, Fusion, FusionBatch, VQABatch
 from polymodal.models.fusion_in_backbone import RobertaConfig
 from polymodal.objectives.detection import Detections
 from polymodal.rng import ExampleRNG
@@ -68,13 +67,6 @@ paper = Paper(
 
 BACKBONE, FUSION = ("backbone.*", "top.*"), ("backbone.*.fusion.*", "top.*")
 HEADS = ("*_transform*", "*_pooler*", "itm_head.*", "mlm_*")
-
-
-class GroundingBatch(ImageTextBatch):
-    """Images and texts, the boxes of all phrases of the text, and the tokens of each box's phrase."""
-
-    boxes: PaddedBoxes
-    spans: Int[Tensor, "batch objects 2"]
 
 
 class FIBER(FusedPretraining):
@@ -114,7 +106,7 @@ class FIBER(FusedPretraining):
 @dataclass(frozen=True)
 class Recipe(TrainingRecipe):
     batch_size: AtLeastTwo = 32
-    optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.01)
+    optimizer: OptimizerConfig = OptimizerConfig(5e-4, weight_decay=0.01)
     image: SwinEncoderConfig = SwinEncoderConfig()
     text: RobertaConfig = RobertaConfig()
     fusion: Fusion = "backbone"
@@ -127,7 +119,7 @@ class Recipe(TrainingRecipe):
     """Gates of cross-attention at the start; with 0, the fusion encoder is the dual encoder at first."""
     hidden_size: PositiveInt = 64
     """Dimensions of embeddings, and of each half of the fused vector."""
-    queue_size: PositiveInt = 128
+    queue_size: PositiveInt = 32
     """Earlier pairs that ITC compares with, and that ITM takes negatives from."""
     mlm_probability: UnitInterval = 0.15
     """Fraction of a caption's tokens that are masked and predicted."""
@@ -137,10 +129,9 @@ class Recipe(TrainingRecipe):
     """Tokens along a side of a window in fine pre-training; 0: as before. Relative positions are interpolated."""
     detector: DenseGroundingConfig = DenseGroundingConfig()
     num_queries: PositiveInt = 1
-    """Maximum boxes of a text that are predicted."""
+    """Maximum boxes of a text that are predicted; expressions of several objects train the detector in any case."""
     expression_fraction: UnitInterval = 0.5
-    """Probability of a referring expression as text, where an image has both expressions and named regions; else the
-    text is a caption with their names, or a prompt of these and of names sampled as negatives."""
+    """Probability of a referring expression where an image has named regions, too; else their caption, or a prompt."""
     num_negatives: NonNegativeInt = 4
     """Names that are sampled as negatives of a prompt."""
     coarse_fraction: UnitInterval = 0.4
@@ -156,7 +147,10 @@ class Recipe(TrainingRecipe):
     fine_text_lr_scale: NonNegativeFloat = 1.0
     """Further factor of that of the text backbone in fine pre-training."""
 
-    size_fields: ClassVar[dict[str, dict[str, Any]]] = {"small": {"hidden_size": 128}, "base": {"hidden_size": 256}}
+    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
+        "small": {"fine_image_size": 128, "hidden_size": 128},
+        "base": {"fine_image_size": 320, "hidden_size": 256, "num_fuse_block": 4},
+    }
 
     @property
     def fine_fraction(self) -> float:
@@ -176,23 +170,20 @@ class Recipe(TrainingRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise MissingModality for stages of which the corpus has no data."""
-        if self.fine_fraction > 0 and not (corpus.has_modality(Expressions) or corpus.has_modality(Regions)):
-            message = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
-            raise MissingModality(f"The corpus '{corpus.name}' has no {message}.{corpus.hint}", "regions")
-        if self.vqa_fraction and not corpus.has_modality(Questions):
-            message = f"The corpus '{corpus.name}' has no questions: write --vqa-fraction 0.{corpus.hint}"
-            raise MissingModality(message, "questions")
-        if self.fine_fraction > 0 and self.num_queries == 1 and not corpus.has_modality(Regions):
-            check_single_objects(corpus)
+        boxes = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
+        needed = ((self.fine_fraction, (Expressions, Regions), boxes), (self.vqa_fraction, (Questions,), "questions"))
+        for fraction, kinds, what in needed:
+            if fraction > 0 and not any(map(corpus.has_modality, kinds)):
+                raise MissingModality(f"The corpus '{corpus.name}' has no {what}.{corpus.hint}", what.partition(",")[0])
         return [corpus]
 
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.text.vocab_size, self.text.context_length)
+        boxes = {"expressions": ExpressionsColumn(), "regions": PhraseVocabularyColumn()}
         return {
             "image": ImageColumn(self.fine_image_size, stretch=True),
             "text": CaptionsOrExpressionsColumn(tokenizer),
-            "expressions": Optional(Sparse(ExpressionsColumn())),
-            "regions": Optional(Sparse(PhraseVocabularyColumn())),
+            **{name: Optional(Sparse(column)) for name, column in boxes.items() if self.fine_fraction > 0},
             "questions": Sparse(AnswersColumn(self.num_answers if self.vqa_fraction else 0)),
             "question": SharedColumn("text"),
             "answer": SharedColumn("questions"),
@@ -202,16 +193,14 @@ class Recipe(TrainingRecipe):
         return FIBER(self, processor.text.tokenizer.vocab_size, len(processor.answers))
 
     def grounded_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the training rows with expressions or regions."""
+        """Return the rows of fine pre-training."""
         return rows_with(corpus, Expressions, Regions)
 
     def question_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the training rows with questions."""
+        """Return the rows of fine-tuning."""
         return rows_with(corpus, Questions)
 
-    def training_batch(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> FusedCaptionBatch:
+    def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FusionBatch:
         """Images, a caption of each, and the caption masked."""
         texts = sample_captions(examples, processor, example_rng)
         text, mask_id = processor.text(texts), processor.text.tokenizer.vocab_size
@@ -222,34 +211,18 @@ class Recipe(TrainingRecipe):
 
     def grounding_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
         """Images, and a text about each with the boxes of its phrases."""
-        pairs = zip(examples, example_rng.generators, strict=True)
-        targets = phrase_targets([self.phrases(*pair, processor) for pair in pairs], processor.text.tokenizer)
+        phrases = sample_phrases(examples, processor, example_rng, self.expression_fraction, self.num_negatives)
+        targets = phrase_targets(phrases, processor.text.tokenizer)
         image = processor.image([example["image"] for example in examples])
         return {"image": image, "text": targets.text, "boxes": targets.boxes, "spans": targets.spans}
 
-    def phrases(self, example: Example, rng: np.random.Generator, processor: Processor) -> list[Phrase]:
-        """Return a text with phrases: a referring expression, a caption, or a prompt."""
-        expressions, regions = example.get("expressions") or [], example.get("regions") or []
-        if self.num_queries == 1:
-            expressions = [one for one in expressions if len(one.boxes) == 1]
-        if expressions and (not regions or rng.random() < self.expression_fraction):
-            chosen = expressions[int(rng.integers(len(expressions)))]
-            return [Phrase(chosen.text, chosen.boxes)]
-        caption = caption_phrases(processor.text.sample_caption(example["text"], rng), regions)
-        if any(phrase.boxes for phrase in caption) and rng.random() < 0.5:
-            return caption
-        return prompt_phrases(regions, processor.regions.sample(self.num_negatives, rng) if regions else [], rng)
-
-    def question_batch(
-        self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
-    ) -> FusedQuestionBatch:
+    def question_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> VQABatch:
         """Images, and a question about each."""
         image = processor.image([example["image"] for example in examples])
         return {"image": image, **sample_questions(examples, processor, example_rng)}
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Return the smallest preset, for tests."""
         return cls(
             batch_size=4,
             image=SwinEncoderConfig(16, 2, 8, (1, 2), (1, 2), 4),
