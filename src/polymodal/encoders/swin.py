@@ -71,7 +71,7 @@ class SwinEncoder(Encoder):
         self.norm_post = nn.LayerNorm(config.widths[-1])
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=0.5 * module.in_features**-0.5)  # 0.02 at a width of 625
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

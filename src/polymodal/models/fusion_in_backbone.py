@@ -42,6 +42,11 @@ class RobertaConfig:
     """Dropout probability of embeddings and branches."""
 
 
+def init_std(width: int) -> float:
+    """Return 0.5 / sqrt(width): the 0.02 of BERT at its width, and as large outputs at smaller ones."""
+    return 0.5 * width**-0.5
+
+
 class RobertaEncoder(nn.Module):
     """Text transformer; its last token is the mask of masked language modeling."""
 
@@ -57,7 +62,7 @@ class RobertaEncoder(nn.Module):
             PostNormFusionBlock(config.width, config.num_heads, 4 * config.width, config.dropout)
             for _ in range(config.depth)
         )
-        init_transformer(self)
+        init_transformer(self, init_std(config.width))
 
     def embedded(self, text: Tokens) -> tuple[Words, Bool[Tensor, "batch length"]]:
         """Return the input of the first block, and the mask: False for padding. Padding beyond the context is cut."""
@@ -113,8 +118,8 @@ class FusionInBackbone(nn.Module):
             text_block.fusion = GatedFusion(
                 text.width, text.num_heads, width, alpha_init=alpha_init, dropout=text.dropout
             )
-            for branch in (image_block.fusion, text_block.fusion):
-                init_transformer(branch)
+            init_transformer(image_block.fusion, init_std(width))
+            init_transformer(text_block.fusion, init_std(text.width))
 
     def _fused_text_blocks(self) -> list[PostNormFusionBlock]:
         blocks: list[Any] = list(self.text_encoder.blocks)
