@@ -15,6 +15,8 @@ from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.expressions import XYXY
 from polymodal.data.columns.regions import PhraseBox
 from polymodal.data.processor import Processor
+from polymodal.errors import MissingModality
+from polymodal.modalities import Expressions, Questions, Regions
 from polymodal.modalities.boxes import PaddedBoxes
 from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 from polymodal.rng import ExampleRNG
@@ -134,3 +136,21 @@ def rows_with(corpus: Corpus, *kinds: type) -> np.ndarray:
     columns = [name for name, modality in corpus.columns.items() if isinstance(modality, kinds)]
     values = [[bool(raw) for raw in corpus.raw_values(rows, column)] for column in columns]
     return rows[np.any(values, axis=0)] if values else rows[:0]
+
+
+class GroundedRows:
+    """Rows of the stages of a recipe that learns from boxes and from questions, by the names that stages give."""
+
+    def grounded_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the training rows with referring expressions or regions."""
+        return rows_with(corpus, Expressions, Regions)
+
+    def question_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the training rows with questions."""
+        return rows_with(corpus, Questions)
+
+
+def require_any(corpus: Corpus, kinds: Sequence[type], what: str) -> None:
+    """Raise MissingModality where a corpus has none of these modalities. what: their name, then what to do."""
+    if not any(map(corpus.has_modality, kinds)):
+        raise MissingModality(f"The corpus '{corpus.name}' has no {what}.{corpus.hint}", what.partition(",")[0])

@@ -59,7 +59,7 @@ class DenseGroundingConfig:
         return DenseGrounding(self, widths[-self.num_stages :], strides[-self.num_stages], text_width)
 
 
-class GroundingBatch(ImageTextBatch):
+class PhraseBoxBatch(ImageTextBatch):
     """Images and texts, the boxes of all phrases of the text, and the tokens of each box's phrase."""
 
     boxes: PaddedBoxes

@@ -242,6 +242,17 @@ class FusedPretraining(nn.Module):
         )
         return itm_loss(self.itm_head(pooled), ITMPairs(index, index, (index < len(x)).long(), valid))
 
+    def fused_maps(
+        self, image: Float[Tensor, "batch 3 size size"], text: Tokens, window: int | None
+    ) -> tuple[list[Tensor], Words]:
+        """Return the maps of all stages and the words of pairs, at any resolution; see `FusionInBackbone`."""
+        states = self.backbone(image, text, window=window)
+        words = states.words
+        if self.top is not None:  # its words read the image, but it has no maps of several resolutions
+            patches = self.backbone.image_encoder.norm_post(states.maps[-1]).flatten(1, 2)
+            words = self.top(words, text.mask[:, : words.shape[1]], patches).text
+        return states.maps, words
+
     def after_step(self, fraction: float = 0.0) -> None:
         """Enqueue the pairs of the step."""
         if self.pending is not None:

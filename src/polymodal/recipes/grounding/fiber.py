@@ -23,7 +23,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,14 +35,13 @@ from polymodal.data.columns.questions import AnswersColumn
 from polymodal.data.columns.regions import PhraseVocabularyColumn
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.masked_input import mask_texts
-from polymodal.data.phrase_texts import phrase_targets, rows_with, sample_phrases
+from polymodal.data.phrase_texts import GroundedRows, phrase_targets, require_any, sample_phrases
 from polymodal.data.processor import Declared, Optional, Processor, SharedColumn, Sparse
 from polymodal.data.video_text import sample_captions, sample_questions
 from polymodal.encoders.swin import SwinEncoderConfig
-from polymodal.errors import MissingModality
 from polymodal.modalities import Expressions, Questions, Regions
 from polymodal.modalities.text import Tokens, text_ids
-from polymodal.models.dense_grounding import DenseGroundingConfig, GroundingBatch, Located, detect, grounding_losses
+from polymodal.models.dense_grounding import DenseGroundingConfig, Located, PhraseBoxBatch, detect, grounding_losses
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.models.fused_pretraining import FusedPretraining, Fusion, FusionBatch, VQABatch
 from polymodal.models.fusion_in_backbone import RobertaConfig
@@ -84,15 +82,11 @@ class FIBER(FusedPretraining):
 
     def located(self, image: Float[Tensor, "batch 3 size size"], text: Tokens) -> Located:
         """Encode pairs at the resolution of fine pre-training, and detect."""
-        states = self.backbone(image, text, window=self.recipe.fine_window or None)
-        words = states.words
-        if self.top is not None:  # its words read the image, but it has no maps of several resolutions
-            patches = self.backbone.image_encoder.norm_post(states.maps[-1]).flatten(1, 2)
-            words = self.top(words, text.mask[:, : words.shape[1]], patches).text
-        return self.detector(states.maps, words, image.shape[-1])
+        maps, words = self.fused_maps(image, text, self.recipe.fine_window or None)
+        return self.detector(maps, words, image.shape[-1])
 
     @whole_batch  # means over the positive locations of the batch
-    def grounding_losses(self, batch: GroundingBatch) -> dict[str, Tensor]:
+    def grounding_losses(self, batch: PhraseBoxBatch) -> dict[str, Tensor]:
         """Focal loss of locations and tokens, GIoU loss of boxes, and binary cross-entropy of centerness."""
         located, text = self.located(batch["image"], batch["text"]), batch["text"]
         return grounding_losses(located, text.mask[:, : located.logits.shape[2]], batch["boxes"], batch["spans"])
@@ -104,7 +98,7 @@ class FIBER(FusedPretraining):
 
 
 @dataclass(frozen=True)
-class Recipe(TrainingRecipe):
+class Recipe(GroundedRows, TrainingRecipe):
     batch_size: AtLeastTwo = 32
     optimizer: OptimizerConfig = OptimizerConfig(5e-4, weight_decay=0.01)
     image: SwinEncoderConfig = SwinEncoderConfig()
@@ -147,10 +141,7 @@ class Recipe(TrainingRecipe):
     fine_text_lr_scale: NonNegativeFloat = 1.0
     """Further factor of that of the text backbone in fine pre-training."""
 
-    size_fields: ClassVar[dict[str, dict[str, Any]]] = {
-        "small": {"fine_image_size": 128, "hidden_size": 128},
-        "base": {"fine_image_size": 320, "hidden_size": 256, "num_fuse_block": 4},
-    }
+    size_fields: ClassVar[dict[str, Any]] = {"small": {"fine_image_size": 128}, "base": {"fine_image_size": 320}}
 
     @property
     def fine_fraction(self) -> float:
@@ -171,10 +162,10 @@ class Recipe(TrainingRecipe):
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise MissingModality for stages of which the corpus has no data."""
         boxes = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
-        needed = ((self.fine_fraction, (Expressions, Regions), boxes), (self.vqa_fraction, (Questions,), "questions"))
-        for fraction, kinds, what in needed:
-            if fraction > 0 and not any(map(corpus.has_modality, kinds)):
-                raise MissingModality(f"The corpus '{corpus.name}' has no {what}.{corpus.hint}", what.partition(",")[0])
+        if self.fine_fraction > 0:
+            require_any(corpus, (Expressions, Regions), boxes)
+        if self.vqa_fraction:
+            require_any(corpus, (Questions,), "questions")
         return [corpus]
 
     def columns(self) -> Declared:
@@ -192,14 +183,6 @@ class Recipe(TrainingRecipe):
     def build(self, processor: Processor) -> FIBER:
         return FIBER(self, processor.text.tokenizer.vocab_size, len(processor.answers))
 
-    def grounded_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the rows of fine pre-training."""
-        return rows_with(corpus, Expressions, Regions)
-
-    def question_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the rows of fine-tuning."""
-        return rows_with(corpus, Questions)
-
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> FusionBatch:
         """Images, a caption of each, and the caption masked."""
         texts = sample_captions(examples, processor, example_rng)
@@ -209,7 +192,7 @@ class Recipe(TrainingRecipe):
         image = processor.image([example["image"] for example in examples])
         return {"image": image, "text": text, "group": text_ids(texts), "uniform": uniform, **masked}
 
-    def grounding_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> GroundingBatch:
+    def grounding_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> PhraseBoxBatch:
         """Images, and a text about each with the boxes of its phrases."""
         phrases = sample_phrases(examples, processor, example_rng, self.expression_fraction, self.num_negatives)
         targets = phrase_targets(phrases, processor.text.tokenizer)
