@@ -63,6 +63,7 @@ paper = Paper(
     parameters={"backbone.image_encoder.*": 99_486_078, "backbone.text_encoder.*": 138_042_636},
 )
 
+NO_BOXES = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
 BACKBONE, FUSION = ("backbone.*", "top.*"), ("backbone.*.fusion.*", "top.*")
 HEADS = ("*_transform*", "*_pooler*", "itm_head.*", "mlm_*")
 
@@ -161,9 +162,8 @@ class Recipe(GroundedRows, TrainingRecipe):
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
         """Raise MissingModality for stages of which the corpus has no data."""
-        boxes = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
         if self.fine_fraction > 0:
-            require_any(corpus, (Expressions, Regions), boxes)
+            require_any(corpus, (Expressions, Regions), NO_BOXES)
         if self.vqa_fraction:
             require_any(corpus, (Questions,), "questions")
         return [corpus]
@@ -212,7 +212,6 @@ class Recipe(GroundedRows, TrainingRecipe):
             text=RobertaConfig(300, 24, 16, 2, 2),
             num_fuse_block=2,
             hidden_size=16,
-            queue_size=6,
             fine_image_size=32,
             detector=DenseGroundingConfig(2, 1, 16, 1, 4),
             vqa_fraction=0.3,
