@@ -27,6 +27,7 @@ from polymodal.encoders.pretrained import PretrainedConfig
 from polymodal.encoders.pretrained_page import PretrainedPageConfig
 from polymodal.encoders.size_names import Size
 from polymodal.encoders.speech_text import SpeechTextEncoderConfig
+from polymodal.encoders.swin import SwinEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.encoders.video import VideoEncoderConfig
 from polymodal.encoders.volume_resnet import VolumeResNetConfig
@@ -79,6 +80,13 @@ def _pretrained(config: Any, size: Size) -> Any:
 @resized.register(ImageEncoderConfig)
 def _image(config: ImageEncoderConfig, size: Size) -> ImageEncoderConfig:
     return _with_blocks(config, BLOCKS[size], **_image_and_patch(config, IMAGE_SIDE[size]))
+
+
+@resized.register(SwinEncoderConfig)
+def _swin(config: SwinEncoderConfig, size: Size) -> SwinEncoderConfig:
+    if size == "small":
+        return dataclasses.replace(config, image_size=96, width=48, depths=(1, 2, 4), num_heads=(2, 4, 8), window=6)
+    return SwinEncoderConfig(224, 4, 96, (2, 2, 6, 2), (3, 6, 12, 24), 7, config.drop_path_rate)  # Swin-T
 
 
 @resized.register(VideoEncoderConfig)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.column import Column, PassThroughColumn
+from polymodal.data.columns.column import MAX_ROWS, Column, PassThroughColumn
 from polymodal.errors import MissingModality, UnreadableExample, UserError
 from polymodal.modalities import Image, Regions
 from polymodal.modalities.region import Region
@@ -64,6 +66,30 @@ class RegionPhrasesColumn(PassThroughColumn):
 
     def __call__(self, boxes: list[tuple[float, ...]]) -> Float[Tensor, "batch 4"]:
         return torch.tensor(boxes).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class PhraseVocabularyColumn(RegionPhrasesColumn):
+    """Phrases of an image's regions, and those of the training split, of which negatives are sampled.
+
+    max_phrases: size of the vocabulary. phrases: the vocabulary, most frequent first.
+    """
+
+    max_phrases: int = 1000
+    phrases: Sequence[str] = ()
+
+    def fit(self, corpora: Sequence[Corpus], fitted: Mapping[str, Column]) -> PhraseVocabularyColumn:
+        """Count the names of regions in a sample of the training split."""
+        corpus, counts = corpora[0], Counter[str]()
+        column = corpus.column_with(Regions)
+        for raw in corpus.raw_values(corpus.sample("train", MAX_ROWS), column):
+            with contextlib.suppress(UnreadableExample):  # the loader counts and names them
+                counts.update(region.name for region in corpus.columns[column].decode(raw or []) if region.name)
+        return dataclasses.replace(self, phrases=[phrase for phrase, _ in counts.most_common(self.max_phrases)])
+
+    def sample(self, count: int, rng: np.random.Generator) -> list[str]:
+        """Return `count` phrases sampled at random, without replacement; fewer where there are fewer."""
+        return [self.phrases[place] for place in rng.permutation(len(self.phrases))[:count]]
 
 
 def check_phrases(corpus: Corpus, why: str) -> None:
