@@ -57,9 +57,10 @@ TASKS = (
     Task("speech", "Speech", ("transcribe",), "audio; text", "WER, CER, language accuracy"),
     Task("generation", "Image generation", ("generate_images",), "image; category or text", "Fréchet distance, KID"),
     Task(
-        "duplicate-detection", "Duplicate detection", ("duplicate_logits",), "posts of text and code; labelled pairs",
+        "duplicate-detection", "Duplicate detection", ("duplicate_logits",), "posts of text and code; labeled pairs",
         "macro F1, R@10",
     ),
+    Task("medical-reports", "Medical reports", ("finding_logits",), "volume; findings", "AUC, macro F1, tail recall"),
     Task("recommendation", "Recommendation", ("recommend",), "history", "Recall@20, NDCG@20"),
     Task("missing-modalities", "Missing modalities", ("impute",), "image; table; label", "AUC vs. missing rate"),
     Task("score-prediction", "Score prediction", ("predict_scores",), "image; scores; text", "SRCC, PLCC"),
@@ -129,7 +130,7 @@ def recipe_group_rows(page: Path) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, entry in recipes.entries().items():
         groups.setdefault(entry.family.replace("_", " "), []).append(recipe_link(name, page))
-    return table(("family", "methods"), [(family, ", ".join(links)) for family, links in groups.items()])
+    return table(("family", "methods"), several_or_one(groups))
 
 
 def task_summary_rows(page: Path) -> list[str]:
@@ -179,7 +180,14 @@ def corpus_group_rows(page: Path) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, about in registry.built_in().items():
         groups.setdefault(about.modalities[0], []).append(f"`{name}`")
-    return table(("modality", "corpora"), [(kind, ", ".join(names)) for kind, names in sorted(groups.items())])
+    return table(("modality", "corpora"), several_or_one(dict(sorted(groups.items()))))
+
+
+def several_or_one(groups: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """A row for each group of several members, and one for all groups of a single one."""
+    several = [(name, ", ".join(members)) for name, members in groups.items() if len(members) > 1]
+    single = ", ".join(f"{members[0]} ({name})" for name, members in groups.items() if len(members) == 1)
+    return [*several, *([("others", single)] if single else [])]
 
 
 def claim_rows(page: Path) -> list[str]:

@@ -135,13 +135,16 @@ def _captioned(
     content: Mapping[str, Any],
     unfinished: Path | None,
 ) -> Iterator[tuple[int, list[Caption]]]:
-    """Yield the captions of rows: of other formats their own, of those of the content what the captioner writes."""
+    """Yield the captions of rows: those that they have in other formats, and what the captioner writes.
+
+    content: `formats`, and what wrote them.
+    """
     formats = content["formats"]
     counts = dict.fromkeys(formats, 0)
 
     def written(_: int, chunk: Sequence[int]) -> dict[str, list[str]]:
-        own = [by_format(captions_of(row)) for row in chunk]
-        alt_texts = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in own]
+        grouped = [by_format(captions_of(row)) for row in chunk]
+        alt_texts = [some[ALT_TEXT][0].text if ALT_TEXT in some else "" for some in grouped]
         return {form: captioner(corpus, chunk, form, alt_texts) for form in formats}
 
     def settings() -> dict[str, Any]:
@@ -151,8 +154,8 @@ def _captioned(
     chunks = list(iter(lambda: tuple(islice(given, CHUNK)), ()))
     for chunk, texts in zip(chunks, run_resumably(chunks, written, unfinished, settings), strict=True):
         for place, row in enumerate(chunk):
-            own = by_format(captions_of(row)).items()
-            kept = [caption for form, some in own if form not in formats for caption in some]
+            grouped = by_format(captions_of(row)).items()
+            kept = [caption for form, some in grouped if form not in formats for caption in some]
             synthetic = [Caption(texts[form][place], format_tag(form)) for form in formats]
             yield row, [*kept, *(caption for caption in synthetic if caption.text.strip())]
         counts = {form: counts[form] + sum(bool(text.strip()) for text in texts[form]) for form in formats}

@@ -95,74 +95,84 @@ def split_terms(docstring: str) -> tuple[str, dict[str, str]]:
 
 OWN_DATA = "../tutorials/own-data.md"
 FORMATS = "../data-formats.md"
+COLUMNS = f"[columns of files]({OWN_DATA}#columns-of-files)"
 DECLARED = ("table", "words", "history", "points", "category", "audio")  # modalities that no file says by itself
 
 
 def own_data(entry: recipes.Entry) -> list[str]:
     """Markdown: the columns that the recipe needs, and the command that trains it, or uses it, on a user's data."""
     kind, name = recipes.stand_in(entry.name), entry.name
-    columns, path = f"[columns of files]({OWN_DATA}#columns-of-files)", "pairs.parquet"
-    if not hasattr(kind, "build"):
-        command_by = {
-            "steps": f"curate {name} pages/ --good good.txt --out documents",
-            "score": f"score {name} captions.jsonl",
-            "attack": f"attack {name} runs/first runs/second --data pairs.parquet",
-            "pair_documents": f"curate {name} documents/ --encoder runs/clip --out pairs",
-        }
-        verb = next(verb for verb in command_by if hasattr(kind, verb))
-        command = command_by[verb]
-        needs = {
-            "steps": "A folder of HTML pages, and a text file of good quality.",
-            "pair_documents": "Interleaved documents, as OBELICS or MMC4 have them "
-            f"({columns}), and a run that embeds images and texts.",
-            "score": 'JSON lines of `{"caption": "...", "references": ["...", "..."]}`.',
-            "attack": f"Trained runs, and a file of images with captions ({columns}).",
-        }[verb]
-        return [needs, "", "```console", f"$ polymodal {command}", "```"]
+    if hasattr(kind, "build"):
+        needs, path = _training_data(entry, kind)
+        command = f"train {name} --data {path} --budget 1h --out runs/{name}"
+    else:
+        needs, command = _input_of_a_tool(name, kind)
+    return [needs, "", "```console", f"$ polymodal {command}", "```"]
+
+
+def _input_of_a_tool(name: str, kind: Any) -> tuple[str, str]:
+    """What a recipe without training reads, and its command."""
+    uses = {
+        "steps": (
+            "A folder of HTML pages, and a text file of good quality.",
+            f"curate {name} pages/ --good good.txt --out documents",
+        ),
+        "score": (
+            'JSON lines of `{"caption": "...", "references": ["...", "..."]}`.',
+            f"score {name} captions.jsonl",
+        ),
+        "attack": (
+            f"Trained runs, and a file of images with captions ({COLUMNS}).",
+            f"attack {name} runs/first runs/second --data pairs.parquet",
+        ),
+        "pair_documents": (
+            f"Interleaved documents, as OBELICS or MMC4 have them ({COLUMNS}), and a run that embeds images and texts.",
+            f"curate {name} documents/ --encoder runs/clip --out pairs",
+        ),
+    }
+    return next(use for method, use in uses.items() if hasattr(kind, method))
+
+
+def _training_data(entry: recipes.Entry, kind: Any) -> tuple[str, str]:
+    """What a recipe trains on, and an example of its path."""
+    of_modality = {
+        "threads": (
+            f"A table of posts with text and code, and one of labeled pairs ([posts]({FORMATS}#posts)).",
+            "forum",
+        ),
+        "findings": (f"NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti)).", "scans/"),
+        "label": (f"A table with images, texts, and a label that records of one thing share ({COLUMNS}).", "records"),
+        "boxes": (
+            f"JSON lines with an image, a caption and a list of expressions with boxes ({COLUMNS}).",
+            "expressions.jsonl",
+        ),
+        "regions": (
+            f"JSON lines with an image, a caption and a list of regions, each with name and box ({COLUMNS}).",
+            "regions.jsonl",
+        ),
+        "video": (f"A table with paths of clips and their captions ({COLUMNS}).", "clips.csv"),
+    }
     declared = [modality for modality in entry.modalities if modality in DECLARED]
     if entry.family == "preference":
         needs = (
             "Pairs of a better and a worse answer: `polymodal sample-preferences runs/start --out pairs` writes them."
         )
-        path = "pairs --init runs/start"
-    elif "threads" in entry.modalities:
-        needs, path = (
-            f"A table of posts with text and code, and one of labelled pairs ([format]({FORMATS}#posts)).",
-            "forum",
-        )
-    elif "findings" in entry.modalities:
-        needs, path = f"NIfTI scans, and a table of what their reports say ([nifti]({FORMATS}#nifti)).", "scans/"
-    elif declared:
+        return needs, "pairs --init runs/start"
+    if declared and not {"threads", "findings"} & {*entry.modalities}:
         needs = f"A corpus with {_listed(entry.modalities)}; declare it [in Python]({OWN_DATA}#other-modalities)."
-        path = "corpus"
-    elif hasattr(kind, "pretrain_on"):
-        needs = f"A table with images, a label of some of them, and captions of the others ({columns})."
-        path = "labelled.csv"
-    elif "label" in entry.modalities:
-        needs = f"A table with images, texts, and a label that records of one thing share ({columns})."
-        path = "records"
-    elif "boxes" in entry.modalities:
-        needs = f"JSON lines with an image, a caption and a list of expressions with boxes ({columns})."
-        path = "expressions.jsonl"
-    elif "regions" in entry.modalities:
-        needs = f"JSON lines with an image, a caption and a list of regions, each with name and box ({columns})."
-        path = "regions.jsonl"
-    elif "video" in entry.modalities:
-        needs = f"A table with paths of clips and their captions ({columns})."
-        path = "clips.csv"
-    else:
-        needs = (
-            f"A table with images and captions ({columns}); a list of questions and answers is used where there is one."
-            + (f" `polymodal curate {name} images` writes captions." if hasattr(kind, "annotate_images") else "")
-        )
-        if entry.family == "dual_encoders":
-            needs = f"A table with images and captions ({columns})."
-        if hasattr(kind, "score_columns"):
-            needs = (
-                f"A table with images and columns of numbers, such as `mos`; texts and `comments` if any ({columns})."
-            )
-            path = "rated.csv"
-    return [needs, "", "```console", f"$ polymodal train {name} --data {path} --budget 1h --out runs/{name}", "```"]
+        return needs, "corpus"
+    if hasattr(kind, "pretrain_on"):
+        return f"A table with images, a label of some of them, and captions of the others ({COLUMNS}).", "labelled.csv"
+    if uses := [use for modality, use in of_modality.items() if modality in entry.modalities]:
+        return uses[0]
+    if hasattr(kind, "score_columns"):
+        needs = f"A table with images and columns of numbers, such as `mos`; texts and `comments` if any ({COLUMNS})."
+        return needs, "rated.csv"
+    if entry.family == "dual_encoders":
+        return f"A table with images and captions ({COLUMNS}).", "pairs.parquet"
+    captions = f" `polymodal curate {entry.name} images` writes captions." if hasattr(kind, "annotate_images") else ""
+    needs = f"A table with images and captions ({COLUMNS}); a list of questions and answers is used where there is one."
+    return needs + captions, "pairs.parquet"
 
 
 def _listed(names: tuple[str, ...]) -> str:
