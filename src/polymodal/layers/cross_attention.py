@@ -109,8 +109,9 @@ class CrossAttentionBlock(nn.Module):
 
     norm: "pre" normalizes the input of a branch (ViT, GPT), "post" the sum after it (BERT, hence ALBEF, BLIP and
     METER). Without `cross_attention`, it is a plain transformer block, which ignores its context. gated:
-    cross-attention is multiplied by a learned scalar that is 0 at initialization, as in FIBER (Dou et al. 2022), which
-    adds it to the output of self-attention before the residual; in a post-norm block, no norm follows it.
+    cross-attention is multiplied by a learned scalar that is 0 at initialization, so that a pretrained block is
+    unchanged; in a post-norm block, no norm follows it. FIBER's blocks are in `layers.fusion_in_backbone`: there, the
+    output of self-attention attends to the context, before the residual.
     """
 
     def __init__(
@@ -163,7 +164,6 @@ class CrossAttentionBlock(nn.Module):
             key_value = context if isinstance(context, KeyValue) else cross.project(context)
             if self.gate is not None:
                 y = x if self.norm_cross is None else self.norm_cross(x)
-                # FIBER: the gate is 0 at initialization, so a pretrained block is unchanged.
                 x = x + self.gate * self.dropout(cross.attend(y, key_value, context_mask))
             elif self.norm_cross is not None:
                 x = self._residual(x, self.norm_cross, lambda y: cross.attend(y, key_value, context_mask))

@@ -42,7 +42,7 @@ class FusionEncoderConfig:
     norm: Literal["pre", "post"] = "pre"
     """Whether branches are normalized before, or sums after them, as in BERT."""
     gated: bool = False
-    """Whether cross-attention is multiplied by learned gates that are 0 at the start (FIBER)."""
+    """Whether cross-attention is multiplied by learned gates that are 0 at the start."""
     dropout: DecayRate = 0.0
     """After attention and MLPs."""
 
