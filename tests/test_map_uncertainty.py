@@ -39,7 +39,7 @@ def batch_of(processor: Processor, corpus: Corpus, count: int = 4) -> dict:
 
 def test_without_samples_losses_after_fusion_are_those_of_points(processor: Processor, corpus: Corpus) -> None:
     batch = batch_of(processor, corpus)
-    points, no_samples = built(processor, uncertainty=False), built(processor, samples=0)
+    points, no_samples = built(processor, tokens="points"), built(processor, samples=0)
     losses, others = points.losses(batch), no_samples.losses(batch)
     assert torch.equal(losses["itm"], others["itm"])
     assert torch.equal(losses["mlm"], others["mlm"])
@@ -86,6 +86,8 @@ def test_stages_and_refusals(processor: Processor) -> None:
     assert [stage.name for stage in active_stages(dataclasses.replace(TINY, finetune_fraction=0.0))] == ["pre-training"]
     with pytest.raises(UserError, match=r"leave out --fusion\.fusion"):
         dataclasses.replace(TINY, fusion=FusionEncoderConfig("merged_attention", 16, 1))
+    points, wide = built(processor, tokens="points"), built(processor, tokens="wide_points")
+    assert sum(one.numel() for one in points.parameters()) == sum(one.numel() for one in wide.parameters())
 
 
 def test_a_pretrained_text_encoder_masks_by_its_own_token(bert_folder: Path, corpus: Corpus) -> None:
