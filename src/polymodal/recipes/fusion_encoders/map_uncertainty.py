@@ -19,7 +19,8 @@ joins words by BERT's ## alone; one stage fine-tunes for retrieval by D-VLC and 
 false texts) and answers, of which a question has one, at the image size, augmentation and relative learning rates of
 pre-training (released: 384 px, RandAugment, PDEs 10 to 40, answers 50 times those of encoders); ITM ranks all pairs of
 `matching` (released: the 128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an
-index are on a sphere, nearly in the order of W2. NLVR2 and SNLI-VE are left out: no corpus has their form.
+index are on a sphere, nearly in the order of W2. NLVR2 and SNLI-VE are left out: no corpus has their form. Steps of the
+claims, and the sigma that decides, were chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -91,13 +92,12 @@ class MAP(ProbabilisticFusion):
 
     @whole_batch
     def losses(self, batch: NoisyMaskedText) -> dict[str, Tensor]:
-        """D-VLC, D-ITM and D-MLM, and the margin of the entropy."""
+        """D-VLC, D-ITM, D-MLM, and the margin of the entropy: here of all tokens, in matching and answers of [CLS]."""
         patches, text, mask = self.image_tokens(batch["image"]), batch["text"], batch["masked_tokens"]
         losses = self.pair_losses(batch, patches)
         words, pixels = self.fuse(self.text_tokens(batch["mlm_text"]), text, patches)
         logits = self.mlm_logits(words, mask, batch["seed"])
         losses["mlm"] = masked_cross_entropy(logits.flatten(0, 1), text.ids[mask].repeat(len(logits)))
-        # All tokens have the margin here, [CLS] alone in matching and answers.
         margins = entropy_margin_loss(words, self.margin, text.mask), entropy_margin_loss(pixels, self.margin)
         return self._with_margin(losses, *margins)
 
