@@ -21,7 +21,7 @@ claim = Claim(
     baseline=_points,
     treatment=_gaussians,
     corpus="emoji_keywords",
-    budget=Budget(steps=640),
+    budget=Budget(steps=600),
     seeds=5,
     metrics=(
         "test/ambiguity/R-precision",
@@ -49,7 +49,7 @@ width = Claim(
     baseline=dataclasses.replace(_gaussians, tokens="wide_points"),
     treatment=_gaussians,
     corpus="emoji_keywords",
-    budget=Budget(steps=640),
+    budget=Budget(steps=600),
     seeds=5,
     metrics=("test/ambiguity/R-precision", "test/text_to_image/R@1", "test/text_to_image/R@5"),
     tuning=_tuning,
