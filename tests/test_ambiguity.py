@@ -6,11 +6,13 @@ import dataclasses
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from polymodal.corpora import Corpus
@@ -21,6 +23,7 @@ from polymodal.evaluation.calibration import calibration_scores, reliability
 from polymodal.evaluation.task import TaskInputs
 from polymodal.evaluation.tasks import ambiguity, calibration
 from polymodal.layers.gaussian import DiagonalGaussian, example_noise
+from polymodal.modalities.text import Caption
 from polymodal.recipes.dual_encoders.clip import Recipe
 
 DIM = 4
@@ -31,6 +34,58 @@ def test_r_precision_counts_the_relevant_among_as_many_nearest() -> None:
     relevant = [np.array([0, 2]), np.array([0, 1]), np.array([0, 1, 3])]
     # The second is all ties, in which the relevant ones come last.
     assert ambiguity.r_precision(distances, relevant).tolist() == [0.5, 0.0, pytest.approx(2 / 3)]
+
+
+def test_the_partial_correlation_is_that_of_what_a_third_variable_leaves_of_ranks() -> None:
+    rng = np.random.default_rng(0)
+    given, truth = rng.normal(size=80), rng.integers(0, 5, 80).astype(float)
+    values = truth + given + rng.normal(size=80)
+    ranks = [rankdata(each) for each in (values, truth, given)]
+    third = np.stack([ranks[2], np.ones(80)], axis=1)
+    rest = [rank - third @ np.linalg.lstsq(third, rank, rcond=None)[0] for rank in ranks[:2]]
+    assert ambiguity.partial_srcc(values, truth, given) == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert ambiguity.partial_srcc(np.exp(given), truth, given) == 0
+    assert ambiguity.partial_srcc(np.ones(80), truth, given) == 0
+
+
+def test_negatives_of_calibration_are_no_neighbors_and_no_captions_of_their_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [f"text {number // 2}" for number in range(64)]
+    # The second caption of an item of one half is the first of all of the other half.
+    captions = [[Caption(text, "en"), *([Caption("both", "en")] * (n % 4 == 0))] for n, text in enumerate(texts)]
+    for number in range(1, 64, 4):
+        captions[number][0] = Caption("both", "en")
+    examples = [{"image": number, "text": captions[number]} for number in range(64)]
+    seen: list[tuple[int, str]] = []
+
+    def answers(method: Any, processor: Any, name: str, columns: dict[str, list], batch_size: int) -> list[Tensor]:
+        starts = range(0, 64, batch_size)
+        blocks = [(columns["image"][start : start + batch_size], columns["text"][start:]) for start in starts]
+        pairs = [[[(image, text) for text in some[: len(images)]] for image in images] for images, some in blocks]
+        seen.extend(pair for block in pairs for row in block for pair in row)
+        numbers = iter(range(len(seen)))
+        # A logit whose probability says which pair it is.
+        return [torch.tensor([[next(numbers) / 1e5 for _ in row] for row in block]).double() for block in pairs]
+
+    def first_captions(corpus: Any, examples: list[dict[str, Any]]) -> list[str]:
+        return [example["text"][0].text for example in examples]
+
+    class Inputs(TaskInputs):
+        item, corpus, method, processor = "image", None, None, None  # type: ignore[assignment]
+        reader = SimpleNamespace(read_split=lambda split, count: (None, examples))  # type: ignore[assignment]
+
+        def __init__(self) -> None: ...
+
+    monkeypatch.setattr(calibration, "answers", answers)
+    monkeypatch.setattr(calibration, "first_captions", first_captions)
+    probabilities, truth, unit = calibration.match_probabilities(Inputs(), "test")
+    logits = np.log(probabilities / (1 - probabilities)) * 1e5
+    pairs = [seen[round(number)] for number in logits.tolist()]
+    assert (truth == [text in {one.text for one in captions[image]} for image, text in pairs]).all()
+    assert len({image for image, _ in pairs}) == len(set(unit)) == 64
+    apart = [abs(image - texts.index(text)) for image, text in pairs if text in texts and text != texts[image]]
+    assert np.mean(np.array(apart) > 8) > 0.5  # of a block of neighbors, none
 
 
 def test_calibration_is_zero_for_probabilities_that_happen_as_often() -> None:
@@ -62,6 +117,7 @@ class Knowing(nn.Module):
         images = processor.image([example["image"] for example in examples])
         self.caption_of = {image.numpy().tobytes(): text for image, text in zip(images, captions, strict=True)}
         self.count = Counter(captions)
+        self.fused: list[float] = []  # sums of the pixels of images that texts were fused with
 
     def captions(self, name: str, values: Any) -> list[str]:
         if name == "image":
@@ -80,6 +136,7 @@ class Knowing(nn.Module):
     def fused_log_sigma(self, batch: dict[str, Any]) -> Tensor:
         texts = self.captions("text", batch["text"])
         assert texts == self.captions("image", batch["image"])  # each with an item of its own
+        self.fused += batch["image"].flatten(1).sum(1).tolist()
         return -self.gaussians(texts).log_sigma[:, 0]
 
     def itm_logits(self, batch: dict[str, Any]) -> Tensor:
@@ -92,7 +149,8 @@ def test_scores_of_a_method_that_knows_are_perfect(corpus: Corpus, tmp_path: Pat
     processor = fit_processor(Recipe.tiny(), dataclasses.replace(corpus, splits={"train": corpus.rows("test")}))
     reader = Reader(corpus, processor)
     _, examples = reader.read_split("test")
-    inputs = TaskInputs(Knowing(processor, examples), processor, reader)
+    knowing = Knowing(processor, examples)
+    inputs = TaskInputs(knowing, processor, reader)
     assert ambiguity.task.applies_to(inputs)
     scores = {score.name: score for score in ambiguity.task.score(inputs)}
     expected = {"SRCC": 1.0, "fused_SRCC": -1.0, "R-precision": 1.0}
@@ -102,6 +160,10 @@ def test_scores_of_a_method_that_knows_are_perfect(corpus: Corpus, tmp_path: Pat
     chances = [count / len(examples) for count in counts.values() for _ in range(2) if count > 1]
     assert scores["test/ambiguity/R-precision"].chance == pytest.approx(np.mean(chances))
     assert scores["test/ambiguity/log_sigma"].value == -scores["test/ambiguity/fused_log_sigma"].value
+    items = ambiguity.captions_with_items(corpus, examples).values()
+    firsts = processor.image([examples[numbers[0]]["image"] for numbers in items]).flatten(1).sum(1).tolist()
+    # By chance, not the first item of every caption, which would correlate with the number of its items.
+    assert 0 < sum(one != first for one, first in zip(knowing.fused, firsts, strict=True)) < len(firsts)
     ece, brier = calibration.task.score(inputs)
     assert (ece.name, brier.name) == ("test/matching/ECE", "test/matching/Brier")
     assert ece.value < 1e-4

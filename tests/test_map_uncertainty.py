@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from polymodal.corpora import Corpus
+from polymodal.data.loader import Reader
 from polymodal.data.processor import Processor, fit_processor
 from polymodal.encoders.pretrained_text import PretrainedTextConfig
 from polymodal.errors import UserError
+from polymodal.evaluation.question_answering import question_lines, question_scores
 from polymodal.models.fusion_encoder import FusionEncoderConfig
 from polymodal.recipes.fusion_encoders.map_uncertainty import MAP, Recipe
 from polymodal.rng import ExampleRNG
@@ -39,7 +41,7 @@ def batch_of(processor: Processor, corpus: Corpus, count: int = 4) -> dict:
 
 def test_without_samples_losses_after_fusion_are_those_of_points(processor: Processor, corpus: Corpus) -> None:
     batch = batch_of(processor, corpus)
-    points, no_samples = built(processor, uncertainty=False), built(processor, samples=0)
+    points, no_samples = built(processor, tokens="points"), built(processor, samples=0)
     losses, others = points.losses(batch), no_samples.losses(batch)
     assert torch.equal(losses["itm"], others["itm"])
     assert torch.equal(losses["mlm"], others["mlm"])
@@ -86,6 +88,23 @@ def test_stages_and_refusals(processor: Processor) -> None:
     assert [stage.name for stage in active_stages(dataclasses.replace(TINY, finetune_fraction=0.0))] == ["pre-training"]
     with pytest.raises(UserError, match=r"leave out --fusion\.fusion"):
         dataclasses.replace(TINY, fusion=FusionEncoderConfig("merged_attention", 16, 1))
+    points, wide = built(processor, tokens="points"), built(processor, tokens="wide_points")
+    assert sum(one.numel() for one in points.parameters()) == sum(one.numel() for one in wide.parameters())
+
+
+def test_examples_without_questions_have_no_part_in_answers(
+    processor: Processor, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reader = built(processor), Reader(corpus, processor)
+    rows, examples = reader.read_split("test", 6)
+    for example in examples[::2]:
+        del example["questions"]
+    monkeypatch.setattr(Reader, "read_split", lambda *_: (rows, examples))
+    accuracy = question_scores(model, processor, reader, "test")[0]
+    assert (accuracy.name, len(accuracy.clusters)) == ("test/vqa/accuracy", len(examples[1::2]))
+    lines = question_lines(model, processor, examples, "image")
+    assert [bool(some) for some in lines] == [number % 2 == 1 for number in range(len(examples))]
+    assert question_lines(model, processor, examples[:1], "image") == [[]]
 
 
 def test_a_pretrained_text_encoder_masks_by_its_own_token(bert_folder: Path, corpus: Corpus) -> None:

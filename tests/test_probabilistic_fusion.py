@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.encoders.text import TextEncoderConfig
+from polymodal.layers.probability_distribution_encoder import ProbabilityDistributionEncoder
 from polymodal.models import probabilistic_fusion
 from polymodal.models.fusion_encoder import FusionEncoderConfig
 from polymodal.objectives.answers import binary_answer_loss
@@ -92,6 +93,32 @@ def test_distributions_samples_and_losses_are_the_released_ones(monkeypatch: pyt
     torch.testing.assert_close(mlm, GOLDEN["mlm_0"], atol=1e-5, rtol=1e-5)
     of_all = (entropy_margin_loss(image, margin) + entropy_margin_loss(text, margin)) / 2  # of padding, too
     torch.testing.assert_close(mlm + of_all, GOLDEN["mlm_1"], atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_of_a_pde_is_inside_its_mlps_too() -> None:
+    torch.manual_seed(0)
+    pde = ProbabilityDistributionEncoder(8, 2, dropout=0.5)
+    for projection in (pde.mean_projection, pde.log_sigma_projection):
+        nn.init.zeros_(projection.weight)
+    x = torch.randn(1, 1, 8).expand(2, 200, 8)
+    with torch.no_grad():
+        whole, dropped = (pde.train(training)(x).mean - x for training in (False, True))
+    ratio = (dropped / whole)[dropped != 0]
+    assert ((ratio - 2).abs() > 1e-3).float().mean() > 0.9  # 2 for all, if outputs alone had dropout
+    assert pde.eval()(x).mean.equal(pde(x).mean)
+
+
+def test_wide_points_have_as_many_coordinates_as_mean_and_sigma() -> None:
+    torch.manual_seed(0)
+    towers = ImageEncoderConfig(16, 8, 8, 1, 2), TextEncoderConfig(300, 24, 8, 1, 2)
+    config = FusionEncoderConfig("co_attention", 8, 1, 0, 2)
+    model = probabilistic_fusion.ProbabilisticFusion(*towers, config, 11, kind="wide_points").eval()
+    tokens = torch.randn(4, 3, 8)
+    points = model.contrasted("image", tokens)
+    gaussian = model.image_contrast_pde(model.fusion.image_projection(tokens)).select((slice(None), 0))
+    torch.testing.assert_close(points.mean, torch.cat([gaussian.mean, gaussian.log_sigma], dim=1))
+    square = torch.stack([torch.stack([(a - b).square().sum() for b in points.mean]) for a in points.mean])
+    torch.testing.assert_close(squared_wasserstein2(points, points), square, atol=1e-4, rtol=1e-4)
 
 
 def test_the_loss_of_answers_is_the_mean_over_copies_of_questions_with_a_known_answer() -> None:

@@ -20,7 +20,7 @@ UNSEEN = "openmoji"
 
 about = About(
     name="emoji_keywords",
-    description="5,000 images of 1,911 emoji with the name and every keyword as a caption, of which many fit several",
+    description="4,767 images of 1,911 emoji with the name and every keyword as a caption, of which many fit several",
     license="as of the corpus 'emoji'",
     source="composed from the corpus 'emoji'",
     modalities=("image", "text", "category"),

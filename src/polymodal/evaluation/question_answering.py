@@ -46,9 +46,12 @@ def question_scores(
     The unit is an example with all of its questions. Chance: the most frequent training answer of each kind. The
     gain of the image is the accuracy minus that with the image of another example. Questions with a rationale are asked
     again with a chain-of-thought prompt, if the method generates text. item: the column that questions are about, such
-    as `video`.
+    as `video`. Examples without questions are left out.
     """
-    _, examples = reader.read_split(split, max_examples)
+    _, every = reader.read_split(split, max_examples)
+    examples = [example for example in every if example.get("questions")]
+    if not examples:
+        return []
     rng = np.random.default_rng(0)
     by_example = [_one_of_each_kind(example["questions"], rng) for example in examples]
     pairs = [(example, one) for example, of_example in zip(examples, by_example, strict=True) for one in of_example]
@@ -130,9 +133,11 @@ def question_lines(
     method: nn.Module, processor: Any, examples: Sequence[Example], item: str, max_questions: int = 3
 ) -> list[list[Line]]:
     """For a plot, some questions of each example with the method's answers: green if correct, else the reference."""
-    pairs = [(place, one) for place, example in enumerate(examples) for one in example["questions"][:max_questions]]
+    pairs = [
+        (place, one) for place, example in enumerate(examples) for one in example.get("questions", ())[:max_questions]
+    ]
     shown = [examples[place][item] for place, _ in pairs]
-    given = answered(method, processor, item, shown, [one.question for _, one in pairs])
+    given = answered(method, processor, item, shown, [one.question for _, one in pairs]) if pairs else []
     lines: list[list[Line]] = [[] for _ in examples]
     for (place, one), text in zip(pairs, given, strict=True):
         right = question_accuracy(text, one) > 0

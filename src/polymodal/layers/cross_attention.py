@@ -86,10 +86,19 @@ class CrossAttention(nn.Module):
 
 
 def mlp(
-    width: int, mlp_dim: int, bias: bool = True, activation: Callable[[Tensor], Tensor] | None = None
+    width: int,
+    mlp_dim: int,
+    bias: bool = True,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Return a multilayer perceptron of two linear layers with an activation (default: GELU) between them."""
-    middle = nn.GELU() if activation is None else Activation(activation)
+    """Return a multilayer perceptron of two linear layers with an activation (default: GELU) between them.
+
+    dropout: after the activation.
+    """
+    middle: nn.Module = nn.GELU() if activation is None else Activation(activation)
+    if dropout:
+        middle = nn.Sequential(middle, nn.Dropout(dropout))
     return nn.Sequential(nn.Linear(width, mlp_dim, bias=bias), middle, nn.Linear(mlp_dim, width, bias=bias))
 
 

@@ -34,8 +34,8 @@ class ProbabilityDistributionEncoder(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.mean_projection = nn.Linear(width // 2, width)
         self.log_sigma_projection = nn.Linear(width // 2, width)
-        self.mean_norm, self.mean_mlp = nn.LayerNorm(width), mlp(width, 4 * width)
-        self.log_sigma_norm, self.log_sigma_mlp = nn.LayerNorm(width), mlp(width, 4 * width)
+        self.mean_norm, self.mean_mlp = nn.LayerNorm(width), mlp(width, 4 * width, dropout=dropout)
+        self.log_sigma_norm, self.log_sigma_mlp = nn.LayerNorm(width), mlp(width, 4 * width, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         init_transformer(self)
 

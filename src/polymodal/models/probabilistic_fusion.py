@@ -6,6 +6,8 @@ The architecture of METER (Dou et al. 2022) with the probability distribution en
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +31,7 @@ from polymodal.types import Batch, Example
 
 TEXT, IMAGE, WORDS = range(3)  # streams of noise
 TextMask = Bool[Tensor, "batch length"] | None
+TokenKind = Literal["gaussians", "points", "wide_points"]
 FIRST = (slice(None), 0)  # the first token of every sequence
 Fused = tuple[DiagonalGaussian, DiagonalGaussian]  # of all text and of all image tokens
 
@@ -69,15 +72,16 @@ class ProbabilisticFusion(nn.Module):
         vocab_size: int,
         num_answers: int = 0,
         samples: int = 5,
-        uncertainty: bool = True,
+        kind: TokenKind = "gaussians",
         sequence_attention: bool = True,
         temperature: float = 1 / CLIP_INIT,
     ):
         """vocab_size: entries of the tokenizer, without the mask token. num_answers: classes of question answering.
-        samples: of each Gaussian that a head reads, besides its mean. uncertainty: False for Gaussians of equal sigma,
-        of which heads read the means, so that all is as with points. sequence_attention: see the PDE."""
+        samples: of each Gaussian that a head reads, besides its mean. kind: points are Gaussians of equal sigma, of
+        which heads read the means; wide points before fusion have what would be log sigma as further coordinates.
+        sequence_attention: see the PDE."""
         super().__init__()
-        self.samples, self.uncertainty, width = samples if uncertainty else 0, uncertainty, fusion.width
+        self.samples, self.kind, width = samples if kind == "gaussians" else 0, kind, fusion.width
         self.image_encoder, self.text_encoder = image.build(), text.build(vocab_size + 1)
         self.fusion = fusion.build(text.width, image.width)
         for place in ("image_contrast", "text_contrast", "image", "text"):
@@ -107,7 +111,7 @@ class ProbabilisticFusion(nn.Module):
     ) -> DiagonalGaussian:
         """Return the Gaussians of the first `count` tokens, by default of all, by one of the four PDEs."""
         gaussian: DiagonalGaussian = self.get_submodule(f"{place}_pde")(x, mask, count)
-        if self.uncertainty:
+        if self.kind == "gaussians":
             return gaussian
         return DiagonalGaussian(gaussian.mean, torch.zeros_like(gaussian.mean))
 
@@ -116,6 +120,10 @@ class ProbabilisticFusion(nn.Module):
     ) -> DiagonalGaussian:
         """Return the Gaussian of [CLS] before fusion. name: image or text. tokens: of its encoder."""
         projected = self.fusion.get_submodule(f"{name}_projection")(tokens)
+        if self.kind == "wide_points":
+            gaussian: DiagonalGaussian = self.get_submodule(f"{name}_contrast_pde")(projected, mask, 1)
+            point = torch.cat(gaussian.select(FIRST), dim=-1)
+            return DiagonalGaussian(point, torch.zeros_like(point))
         return self.distribution(f"{name}_contrast", projected, mask, 1).select(FIRST)
 
     def fuse(

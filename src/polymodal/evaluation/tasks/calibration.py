@@ -21,19 +21,21 @@ BLOCK = 8  # examples that are scored with all their texts at once
 def match_probabilities(inputs: TaskInputs, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the probability of each pair, whether it belongs together, and the number of its item.
 
-    Half of the pairs are items with their own first caption, the others have that of the next item of a block; none
-    whose caption is equal.
+    Half of the pairs are items with their own first caption, the others have that of another item, at random; none that
+    is among their own captions. Neighbors in a corpus are alike, and are not what matching is trained to tell apart.
     """
     assert inputs.item is not None
     _, examples = inputs.reader.read_split(split, MAX_EXAMPLES)
+    examples = [examples[number] for number in np.random.default_rng(0).permutation(len(examples))]
     texts, probabilities, truth, unit = first_captions(inputs.corpus, examples), [], [], []
+    captions = [{caption.text for caption in example["text"]} for example in examples]
     columns = {"text": texts, inputs.item: [example[inputs.item] for example in examples]}
     logits = answers(inputs.method, inputs.processor, "itm_logits", columns, batch_size=BLOCK)
     for block, values in enumerate(logits):
         size, first = len(values), block * BLOCK
         for row in range(size):
             of_next = (row + 1) % size
-            pairs = [row] if texts[first + row] == texts[first + of_next] else [row, of_next]
+            pairs = [row] if texts[first + of_next] in captions[first + row] else [row, of_next]
             probabilities += values[row, pairs].float().sigmoid().tolist()
             truth += [1.0, 0.0][: len(pairs)]
             unit += [first + row] * len(pairs)

@@ -1,10 +1,9 @@
 """MAP: image-text pre-training in which tokens are Gaussians, whose variance says how many things they may mean.
 
 A caption fits many images and a word many regions, which points cannot say. A probability distribution encoder turns
-tokens into diagonal Gaussians by self-attention, so that a variance depends on the context, and the losses of
-pre-training are on distributions: contrast of [CLS] by 2-Wasserstein distance before fusion (D-VLC), masked language
-modeling and matching on samples after it (D-MLM, D-ITM). A margin of the entropy keeps variances from collapsing
-(section 3).
+tokens into diagonal Gaussians by self-attention, so that variances depend on context, and pre-training losses are on
+distributions: contrast of [CLS] by 2-Wasserstein distance before fusion (D-VLC), masked language modeling and matching
+on samples after it (D-MLM, D-ITM). A margin of the entropy keeps variances from collapse (section 3).
 
 Terms: PDE = layers.probability_distribution_encoder.ProbabilityDistributionEncoder, D-VLC = losses.contrastive, D-MLM =
 losses.mlm, D-ITM = losses.itm, L_reg = losses.margin, W2 = objectives.wasserstein.squared_wasserstein2, co-attention =
@@ -12,14 +11,16 @@ models.fusion_encoder.FusionEncoder, re-ranking = MAP.itm_logits.
 
 Differs from the paper in: encoders start from random weights, unless `--vision hf:openai/clip-vit-base-patch16` and
 `--text-encoder hf:roberta-base` are given; log sigma is within -10 and 5, and the temperature, learned as a logarithm,
-at least 0.01 (released: no bounds); the constant 4 of the similarity is left out, on which no softmax depends; false
-images are of the batch, each with probability 0.5 (released: of the corpus, exactly half); equal captions are positives
-of D-VLC and no false pairs; padding has no part in the margin (released: it has); attention weights have dropout in the
-PDE alone; single tokens are masked, as in effect by the released collator, which joins words by BERT's ## alone; one
-stage fine-tunes for retrieval by D-VLC and D-ITM (released: cross-entropy over 15 false texts) and for answers, at the
-size of pre-training (released: 384 px), of which a question has one; ITM ranks all pairs of `matching` (released: the
-128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an index are on a sphere, in the
-order of W2 but for rounding. NLVR2 and SNLI-VE are left out, as no corpus here has two images or entailment.
+at least 0.01 (released: no bounds); the similarity is without its constant 4; negatives of D-VLC are of all processes
+(released: of one GPU); false images are of the batch, each with probability 0.5 (released: of the corpus, exactly
+half); equal captions are positives of D-VLC and no false pairs; padding has no part in the margin (released: it has);
+attention weights have dropout in PDEs alone; single tokens are masked, as in effect by the released collator, which
+joins words by BERT's ## alone; one stage fine-tunes for retrieval by D-VLC and D-ITM (released: cross-entropy over 15
+false texts) and answers, of which a question has one, at the image size, augmentation and relative learning rates of
+pre-training (released: 384 px, RandAugment, PDEs 10 to 40, answers 50 times those of encoders); ITM ranks all pairs of
+`matching` (released: the 128 nearest), by logits averaged over the mean and samples of a fixed seed; vectors of an
+index are on a sphere, nearly in the order of W2. NLVR2 and SNLI-VE are left out: no corpus has their form. Steps of the
+claims, and the sigma that decides, were chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from polymodal.encoders.pretrained_text import mask_token_id
 from polymodal.encoders.text import TextEncoderConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
-from polymodal.modalities.image_augmentation import ImageAugmentation
+from polymodal.modalities.image_augmentation import NONE, ImageAugmentation
 from polymodal.models.fusion_encoder import FusionEncoderConfig
 from polymodal.models.probabilistic_fusion import (
     FIRST,
@@ -53,6 +54,7 @@ from polymodal.models.probabilistic_fusion import (
     NoisyPairsBatch,
     NoisyQuestion,
     ProbabilisticFusion,
+    TokenKind,
     sample_noisy_pairs,
 )
 from polymodal.objectives.answers import binary_answer_loss
@@ -84,19 +86,18 @@ class MAP(ProbabilisticFusion):
     """The encoders, PDEs and heads with the losses."""
 
     def __init__(self, recipe: Recipe, vocab_size: int, num_answers: int):
-        kinds = (recipe.samples, recipe.uncertainty, recipe.sequence_attention, recipe.temperature)
+        kinds = recipe.samples, recipe.tokens, recipe.sequence_attention, recipe.temperature
         super().__init__(recipe.image, recipe.text, recipe.fusion, vocab_size, num_answers, *kinds)
         self.recipe, self.margin = recipe, recipe.entropy_margin * recipe.fusion.width
 
     @whole_batch
     def losses(self, batch: NoisyMaskedText) -> dict[str, Tensor]:
-        """D-VLC, D-ITM and D-MLM, and the margin of the entropy."""
+        """D-VLC, D-ITM, D-MLM, and the margin of the entropy: here of all tokens, in matching and answers of [CLS]."""
         patches, text, mask = self.image_tokens(batch["image"]), batch["text"], batch["masked_tokens"]
         losses = self.pair_losses(batch, patches)
         words, pixels = self.fuse(self.text_tokens(batch["mlm_text"]), text, patches)
         logits = self.mlm_logits(words, mask, batch["seed"])
         losses["mlm"] = masked_cross_entropy(logits.flatten(0, 1), text.ids[mask].repeat(len(logits)))
-        # All tokens have the margin here, [CLS] alone in matching and answers.
         margins = entropy_margin_loss(words, self.margin, text.mask), entropy_margin_loss(pixels, self.margin)
         return self._with_margin(losses, *margins)
 
@@ -129,7 +130,7 @@ class MAP(ProbabilisticFusion):
 
     def _with_margin(self, losses: dict[str, Tensor], *of_streams: Tensor) -> dict[str, Tensor]:
         """Add the margin of both streams to that of the losses so far; none with equal sigmas, which learn nothing."""
-        if not self.uncertainty:
+        if self.kind != "gaussians":
             return losses
         margin = self.recipe.margin_weight * torch.stack(of_streams).mean()
         return losses | {"margin": losses["margin"] + margin if "margin" in losses else margin}
@@ -142,8 +143,8 @@ class Recipe(TrainingRecipe):
     image: ImageEncoderConfig = ImageEncoderConfig(stem=(32, 64, 128), width=128, depth=0, pool_type="max")
     text: TextEncoderConfig = TextEncoderConfig(2000, 32, 64, 1, 4, pool_type="cls")
     fusion: FusionEncoderConfig = FusionEncoderConfig("co_attention", 64, 1)
-    uncertainty: bool = True
-    """Whether tokens are Gaussians; without, heads and distances see their means alone."""
+    tokens: TokenKind = "gaussians"
+    """Gaussians; points, which are their means; or points of twice the width in D-VLC, as many numbers as Gaussians."""
     sequence_attention: bool = True
     """Whether a PDE attends to the other tokens; without, it is an MLP of each token."""
     samples: NonNegativeInt = 5
@@ -179,8 +180,7 @@ class Recipe(TrainingRecipe):
             raise UserError("Both streams have Gaussians: leave out --fusion.fusion, which is co_attention.")
 
     def stages(self) -> tuple[Stage, ...]:
-        last, heads = self.finetune_fraction, (*SHARED, "mlm_*")
-        tuned = (*SHARED, "answer_head.*")
+        last, heads, tuned = self.finetune_fraction, (*SHARED, "mlm_*"), (*SHARED, "answer_head.*")
         scales = [dict.fromkeys(names, self.head_lr_scale) for names in (heads, tuned)]
         finetuning: dict[str, Any] = {"batch": "finetuning_batch", "losses": "finetuning_losses"}
         return (
@@ -208,8 +208,8 @@ class Recipe(TrainingRecipe):
 
     def finetuning_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> NoisyQuestion:
         """Pairs, and a question about each image with its answer, where the corpus has questions."""
-        batch = sample_noisy_pairs(examples, processor, self.augmentation, example_rng)
-        return {**batch, **sample_questions(examples, processor, example_rng)}
+        pairs = sample_noisy_pairs(examples, processor, self.augmentation, example_rng)
+        return {**pairs, **sample_questions(examples, processor, example_rng)}
 
     @classmethod
     def tiny(cls) -> Recipe:
@@ -234,6 +234,7 @@ class Recipe(TrainingRecipe):
             head_lr_scale=5.0,
             finetune_lr_scale=0.5,
             num_answers=3129,
+            augmentation=NONE,
             batch_size=4096,
             optimizer=OptimizerConfig(1e-5, 0.01, (0.9, 0.98), 1e-8, "linear", warmup_ratio=0.1, max_grad_norm=0.0),
         )
