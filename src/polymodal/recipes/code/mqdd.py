@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,8 +83,7 @@ class MQDD(nn.Module):
         logits = self.vocab_head(states[packing.pack(batch["masked_pair"])])
         losses = {"mlm": masked_cross_entropy(logits, batch["pair"].ids[batch["masked_pair"]])}
         # A task weighs as much as its part of the batch: the means are over all examples.
-        task_mask = torch.stack([batch["same_post"], 1 - batch["same_post"]], dim=1)
-        each = task_masked_bce(self.pair_head(pooled), batch["matches"], task_mask)
+        each = task_masked_bce(self.pair_head(pooled), batch["matches"], batch["task_mask"])
         return losses | {name: each[n] for n, name in enumerate(("sp", "qa")) if name in self.recipe.objectives}
 
     def start_fine_tuning(self) -> None:
