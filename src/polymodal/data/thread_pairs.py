@@ -121,17 +121,21 @@ def post_pair_batch(
 ) -> PostPairBatch:
     """Sample a pair of posts for each thread: a duplicate as often as a negative, of the kinds of negatives alike.
 
-    So there are N duplicates and N / 3 of each kind, as in the released code. A thread without negative links has a
-    duplicate alone, one without duplicates a negative. any_order: whether half of the pairs are swapped.
+    So there are N duplicates and N / 3 of each kind, as in the released code. The negative of a thread without negative
+    links is another training thread, and one without duplicates has negatives alone. any_order: whether half of the
+    pairs are swapped.
     """
     pairs, labels = [], []
     for example, one in zip(examples, rng.generators, strict=True):
         linked = example["thread"].linked
         kinds = [[link.thread for link in linked if link.label == label] for label in range(len(LABELS))]
         negatives = [kind for label, kind in enumerate(kinds) if kind and label != DUPLICATE]
-        is_duplicate = bool(kinds[DUPLICATE]) and (one.random() < 0.5 or not negatives)
+        thread, others = example["thread"].thread, example["thread"].others
+        is_duplicate = bool(kinds[DUPLICATE]) and one.random() < 0.5
         some = kinds[DUPLICATE] if is_duplicate else negatives[int(one.integers(len(negatives)))] if negatives else []
-        thread = example["thread"].thread
+        if not some:
+            other = others.sample_thread(one) if others is not None else None
+            some, is_duplicate = ([other], False) if other else (kinds[DUPLICATE], bool(kinds[DUPLICATE]))
         second = some[int(one.integers(len(some)))] if some else thread
         swapped = any_order and one.random() < 0.5
         pairs.append((second, thread) if swapped else (thread, second))

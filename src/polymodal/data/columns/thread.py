@@ -42,18 +42,23 @@ class OtherThreads:
 
         other_than: the right part; an equal text is no negative.
         """
+        texts = (getattr(thread, part) for thread in self._threads(rng))
+        return next((text for text in texts if text and text != other_than), None)
+
+    def sample_thread(self, rng: np.random.Generator) -> Thread | None:
+        """Sample another thread; None where there is none."""
+        return next(self._threads(rng), None)
+
+    def _threads(self, rng: np.random.Generator) -> Iterator[Thread]:
         column = self._corpus.column_with(Threads)
         for _ in range(ATTEMPTS if len(self._rows) else 0):
             row = int(self._rows[rng.integers(len(self._rows))])
             if self._clusters[row] == self._cluster:
                 continue
             try:
-                text = getattr(self._corpus.value(row, column), part)
+                yield self._corpus.value(row, column)
             except UnreadableExample:
                 continue
-            if text and text != other_than:
-                return text
-        return None
 
 
 class ThreadExample(NamedTuple):
