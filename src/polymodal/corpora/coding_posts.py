@@ -2,9 +2,10 @@
 
 A task is an action, an object and a manner, each of which has two synonyms in text and two forms in code. All parts of
 both threads of a task choose synonyms, forms and templates at random, so that neither the form nor the length of a post
-says what it is a duplicate of, and shared words say little. Each first post has three negative pairs, with second posts
-of other tasks of the split: the most similar by BM25 (`similar_text`), one with the same object (`similar_tags`), and
-one that differs in everything (`different`). Splits are by task; all synonyms are in all splits.
+says what it is a duplicate of, and shared words alone do not tell it from similar posts. Each first post has three
+negative pairs, with second posts of other tasks of the split: the most similar by BM25 (`similar_text`), one with the
+same object (`similar_tags`), and one that differs in everything (`different`). Splits are by task; all synonyms are in
+all splits.
 """
 
 from __future__ import annotations
