@@ -11,7 +11,7 @@ full-text negatives = corpora.bm25.
 
 Differs from the paper in: byte-level BPE instead of WordPiece, and a mask token that is never predicted; padding is
 neither attended to nor predicted, and SP pairs are of their own kinds, unlike in the released script; posts are paired
-in both orders, and by default compared by cosine, the script's alternative; one learning-rate schedule over all stages;
+in both orders, and by default compared by cosine, the script's alternative; each stage has a learning-rate schedule;
 mimetic initialization of small models; a part alone, without a second one, is only for MLM. Left out are code search on
 CodeSearchNet, a classifier of other data, and the comparison of posts with text or code alone.
 """
