@@ -7,7 +7,14 @@ import pytest
 from sklearn.metrics import f1_score
 
 from polymodal.corpora.function_posts import labelled_links, parts_of_function, two_posts
-from polymodal.evaluation.duplicates import LabelledPairs, balanced, best_threshold, duplicate_ranks, length_scores
+from polymodal.evaluation.duplicates import (
+    LabelledPairs,
+    balanced,
+    best_threshold,
+    bm25_scores,
+    duplicate_ranks,
+    length_scores,
+)
 from polymodal.modalities.thread import Thread
 
 
@@ -67,7 +74,7 @@ def test_parts_of_a_function():
 def test_hard_negatives_are_of_other_functions():
     rows = [
         {"key": f"m{n // 2}.f{n}", "module": f"m{n // 2}", "package": f"p{n // 4}", "code": f"code {max(n, 1)}",
-         "posts": ((f"word{n % 3} reads", "a"), (f"word{n % 3} writes {n}", "b"))}
+         "posts": ((f"word{n % 3} reads", "a"), (f"word{n % 3} writes {n}", "b")), "form": (True, False)}
         for n in range(8)
     ]  # fmt: skip
     links = labelled_links(rows)
@@ -79,3 +86,21 @@ def test_hard_negatives_are_of_other_functions():
         assert 2 not in of_label or rows[of_label[2]]["module"] == row["module"]
         assert {number, of_label.get(1), of_label.get(3)} != {0, 1}  # functions 0 and 1 have equal code
     assert 2 not in {label for _, label in links["m0.f0"]}
+
+
+def test_the_form_of_both_posts_says_nothing():
+    rows = [
+        {"key": f"m{n // 8}.f{n}", "module": f"m{n // 8}", "package": f"p{n // 16}", "code": f"code {n}",
+         "posts": ((f"word{n % 3} reads", "a"), (f"word{n % 3} writes {n}", "b")), "form": (n % 4 < 2, n % 2 == 0)}
+        for n in range(32)
+    ]  # fmt: skip
+    for row, linked in zip(rows, labelled_links(rows).values(), strict=True):
+        of_label = {label: rows[int(key.split("f")[1].removesuffix("#2"))] for key, label in linked}
+        assert {*of_label} == {0, 1, 2, 3}
+        assert {other["form"] for other in of_label.values()} == {row["form"]}
+
+
+def test_bm25_is_relative_to_that_of_the_post_itself():
+    long, short = Thread("one two three four five six"), Thread("seven eight")
+    pairs = LabelledPairs([long, short, long, short, short], [long, short, short, long, Thread()], np.arange(5) % 2)
+    assert bm25_scores(pairs) == pytest.approx([1, 1, 0, 0, 0])

@@ -62,8 +62,9 @@ def test_states_losses_and_logits_are_those_of_the_released_classes():
     assert torch.allclose(states, packing.pack(GOLDEN["states"]), atol=1e-5)
     assert torch.allclose(pooled, GOLDEN["pooled"], atol=1e-5)
     assert torch.allclose(model.encoder.pooled(masked), pooled, atol=1e-6)
-    batch = {"pair": original, "mlm_pair": masked, "masked_pair": GOLDEN["mask"], "same_post": same}
-    losses = model.losses(batch | {"matches": GOLDEN["labels"].float()})
+    batch = {"pair": original, "mlm_pair": masked, "masked_pair": GOLDEN["mask"]}
+    batch |= {"task_mask": torch.stack([same, 1 - same], dim=1), "matches": GOLDEN["labels"].float()}
+    losses = model.losses(batch)
     assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(
         {name: float(GOLDEN[name]) for name in ("mlm", "sp", "qa")}, rel=1e-5
     )

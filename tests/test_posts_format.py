@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +74,28 @@ def test_ids_name_one_post_each(tmp_path):
     (tmp_path / "posts.csv").write_text("id,question_text\n1,a\n1,b\n")
     with pytest.raises(UserError, match="several posts with one id"):
         from_path(tmp_path / "posts.csv")
+
+
+def test_posts_in_html_and_ids_as_floats(tmp_path):
+    html = '"<p>Is <b>x</b> &lt; y?</p>\n<pre><code>x = 1\ny &lt; 2</code></pre>"'
+    rows = ["id,question_text,question_code", f"1,{html},", f"2,{html},own()", "3,Is <p>x</p> HTML?,", "4,<p>a and b,"]
+    (tmp_path / "posts.csv").write_text("\n".join(rows))
+    (tmp_path / "pairs.csv").write_text("first,second,label\n1.0,2.0,0.0\n3.0,4.0,3.0")
+    corpus = from_path(tmp_path)
+    assert [corpus.value(row, "thread").post for row in range(4)] == [
+        ("Is x < y?", "x = 1\ny < 2"), ("Is x < y?", "own()"), ("Is <p>x</p> HTML?", ""), ("<p>a and b", ""),
+    ]  # fmt: skip
+    assert [corpus.value(row, "thread").links for row in (0, 2)] == [(("2", 0),), (("4", 3),)]
+    assert not corpus.skipped
+
+
+def test_a_linked_post_without_a_question_does_not_remove_those_that_name_it(tmp_path):
+    (tmp_path / "posts.csv").write_text("id,question_text,answer_text\n1,a,b\n2,,b\n3,c,\n")
+    (tmp_path / "pairs.csv").write_text("first,second,label\n1,2,0\n1,3,3\n")
+    corpus = from_path(tmp_path)
+    corpus = replace(corpus, splits={"train": np.arange(3)})
+    column = ThreadColumn(LearnedTokenizer(300, 32)).fit([corpus], {})
+    assert [(link.row, link.label) for link in column.load(corpus, 0).linked] == [(2, 3)]
 
 
 def test_the_release_of_sodd(tmp_path):

@@ -12,7 +12,7 @@ from polymodal.data.loader import Reader
 from polymodal.data.processor import fit_processor
 from polymodal.data.thread_pairs import QA_PAIRS, SP_PAIRS, part_pair_batch, post_pair_batch, sample_part_pair
 from polymodal.modalities.paired_tokens import truncate_longer
-from polymodal.modalities.thread import PARTS
+from polymodal.modalities.thread import DUPLICATE, PARTS, Thread
 from polymodal.objectives.pair_matching import task_masked_bce
 from polymodal.objectives.soft_f1 import soft_macro_f1_loss
 from polymodal.recipes.code.mqdd import Recipe
@@ -67,6 +67,7 @@ def test_pairs_are_of_one_post_or_of_question_and_answer_and_negatives_of_other_
     assert 0.4 < np.mean(matches) < 0.6
     rng = ExampleRNG.of(0, 0, 12)
     batch = part_pair_batch(examples, processor, rng, 0.5, 32)
+    assert torch.equal(batch["task_mask"].sum(1), torch.ones(12))
     changed = batch["pair"].ids != batch["mlm_pair"].ids
     assert not (batch["masked_pair"] & ~batch["pair"].content_mask).any()
     assert not (changed & ~batch["masked_pair"]).any()
@@ -75,3 +76,35 @@ def test_pairs_are_of_one_post_or_of_question_and_answer_and_negatives_of_other_
     assert torch.equal(batch["pair"].segments.diff().clamp(min=0).argmax(1) + 1, batch["pair"].first_lengths)
     labels = torch.cat([post_pair_batch(examples, processor, ExampleRNG.of(n, 0, 12))["labels"] for n in range(20)])
     assert 0.4 < labels.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_part_alone_is_neither_a_pair_of_a_post_nor_of_question_and_answer(part, corpus: Corpus):
+    processor = fit_processor(Recipe.tiny(), corpus)
+    thread = Thread(*("some words" if number == part else "" for number in range(4)))
+    examples = [Reader(corpus, processor).read_all(corpus.rows("train")[:1])[1][0]["thread"]._replace(thread=thread)]
+    for seed in range(6):
+        batch = part_pair_batch([{"thread": examples[0]}], processor, ExampleRNG.of(seed, 0, 1), 0.5, 32)
+        assert batch["task_mask"].tolist() == [[0, 0]]
+        assert batch["pair"].first_lengths.tolist() == batch["pair"].lengths.tolist()  # no second segment
+        assert batch["pair"].content_mask.any()
+
+
+def test_the_negative_of_a_thread_without_any_is_another_thread(corpus: Corpus):
+    processor = fit_processor(Recipe.tiny(), corpus)
+    examples = Reader(corpus, processor).read_all(corpus.rows("train")[:12])[1]
+    for example in examples:
+        linked = tuple(link for link in example["thread"].linked if link.label == DUPLICATE)
+        example["thread"] = example["thread"]._replace(linked=linked)
+    examples = [example for example in examples if example["thread"].linked]
+    assert examples
+    labels = []
+    for seed in range(20):
+        rng = ExampleRNG.of(seed, 0, len(examples))
+        batch = post_pair_batch(examples, processor, rng, any_order=False)
+        duplicates = processor.thread([example["thread"].linked[0].thread for example in examples])
+        for row, label in enumerate(batch["labels"].tolist()):
+            second, duplicate = (side.ids[row][side.mask[row]].tolist() for side in (batch["second"], duplicates))
+            assert (second == duplicate) == bool(label)
+        labels += batch["labels"].tolist()
+    assert 0.3 < np.mean(labels) < 0.7

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from polymodal.corpora.cells import cells
     from polymodal.corpora.charts import charts
     from polymodal.corpora.clips import clips
+    from polymodal.corpora.coding_posts import coding_posts
     from polymodal.corpora.corpus import Corpus, Part
     from polymodal.corpora.counting import counting
     from polymodal.corpora.digits import digits
@@ -92,6 +93,7 @@ __all__ = [
     "cells",
     "charts",
     "clips",
+    "coding_posts",
     "counting",
     "digits",
     "documents",

@@ -3,10 +3,11 @@
 The question about a function is the summary of its docstring (text) and its doctest or signature (code), the answer the
 rest of its docstring and its body, which may repeat what the question quotes. A function whose docstring has a rest is
 asked about twice, which makes duplicates: one post has the summary and the other one the rest, one has the beginning
-of the code and the other one the end, at random, so that the form of a post says nothing. Each first post also
-has three negative pairs, with second posts of other functions of the split: the most similar by BM25 (`similar_text`),
-one of the same module (`similar_tags`), and one of another package (`different`). Splits are by module, and functions
-with equal code are in one, so that no function is in two splits.
+of the code and the other one the end, at random. Each first post also has three negative pairs, with second posts of
+other functions of the split: the most similar by BM25 (`similar_text`), one of the same module (`similar_tags`), and
+one of another package (`different`). They have the same parts as the duplicate, so that the form of both posts says
+nothing; for the same reason a question that has the rest of the docstring has no answer in words. Splits are by module,
+and functions with equal code are in one, so that no function is in two splits.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ about = About(
     source="composed from the corpus 'functions'",
     modalities=("threads", "text", "category"),
     composed="questions and answers are parts of docstrings and code",
+    version=2,
 )
 
 
@@ -73,13 +75,18 @@ def two_posts(
     Each post has one of both texts and one part of the code, at random and independently of each other. The code is cut
     between a quarter and three quarters of its lines, since duplicates of equal length would be known by it.
     """
-    lines = [line for line in code.splitlines() if line.strip()]
+    lines = without_blank_lines(code).splitlines()
     if len(rest.split()) < MIN_WORDS or len(lines) < MIN_LINES:
         return None
     cut = int(rng.integers(len(lines) // 4, 3 * len(lines) // 4 + 1))
     halves, texts = ["\n".join(lines[:cut]), "\n".join(lines[cut:])], [summary, rest]
     (first, second), (one, other) = (rng.permutation(2).tolist() for _ in range(2))
     return (texts[first], halves[one]), (texts[second], halves[other])
+
+
+def without_blank_lines(code: str) -> str:
+    """Return code without lines that are empty or only whitespace."""
+    return "\n".join(line for line in code.splitlines() if line.strip())
 
 
 def _rows(prepare: Preparation) -> Iterator[Row]:
@@ -91,13 +98,16 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
         row["code"], row["parts"] = code[0]["text"], parts_of_function(code[0]["text"], docstring[0]["text"])
         summary, _, rest, _ = row["parts"]
         row["posts"] = two_posts(summary, rest, row["code"], np.random.default_rng(zlib.crc32(row["key"].encode())))
+        if row["posts"] is not None:
+            text, code = row["posts"][1]
+            row["form"] = (text == summary, without_blank_lines(row["code"]).startswith(code))
     links: dict[str, list[tuple[str, int]]] = {}
     for split in library.splits:
         links |= labelled_links([row for row in rows if row["split"] == split and row["posts"] is not None])
     for row in prepare.track(rows, "Composing posts"):
         summary, usage, rest, body = row["parts"]
         posts = row["posts"] or ((summary, usage),)
-        answer = rest if posts[0][0] == summary else summary
+        answer = rest if posts[0][0] == summary else None  # all answers in words are the rest of a docstring
         for number, (text, code) in enumerate(posts):
             parts = (text, code, None, None) if number else (text, code, answer, body)
             yield {
@@ -111,19 +121,23 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
 def labelled_links(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, int]]]:
     """Return the pairs of the first post of each row with second posts: the duplicate, and a negative of each kind.
 
-    rows: of one split. Functions with equal code are no negatives of each other.
+    rows: of one split. Their "form" says what the second post has; a negative's is that of the duplicate. Functions
+    with equal code are no negatives of each other.
     """
     index = BM25([" ".join(row["posts"][1]) for row in rows])
-    of_module, of_code = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
+    of_code, of_form = defaultdict[str, list[int]](list), defaultdict[Any, list[int]](list)
     for number, row in enumerate(rows):
-        of_module[row["module"]].append(number)
         of_code[row["code"]].append(number)
+        of_form[row["form"]].append(number)
     links = {}
     for number, row in enumerate(rows):
-        rng, same = np.random.default_rng(number), of_code[row["code"]]
-        similar = index.top(" ".join(row["posts"][0]), 1, same).tolist()
-        siblings = [other for other in of_module[row["module"]] if other not in (*same, *similar)]
-        others = [n for n, other in enumerate(rows) if other["package"] != row["package"] and n not in similar]
+        rng = np.random.default_rng(number)
+        negatives = [other for other in of_form[row["form"]] if other not in of_code[row["code"]]]
+        excluded = sorted({*range(len(rows))} - {*negatives})
+        similar = index.top(" ".join(row["posts"][0]), 1, excluded).tolist()
+        further = [other for other in negatives if other not in similar]
+        siblings = [other for other in further if rows[other]["module"] == row["module"]]
+        others = [other for other in further if rows[other]["package"] != row["package"]]
         # In the order of `LABELS`: the duplicate, and a negative of each kind.
         chosen = (number, *(int(rng.choice(some)) if some else None for some in (similar, siblings, others)))
         links[row["key"]] = [

@@ -28,21 +28,28 @@ SP_PAIRS = ((QC, QT), (AC, AT))
 
 
 class PartPair(NamedTuple):
-    """Two parts in one sequence. same_post: an SP pair, else a QA pair. matches: of one thread, else a negative."""
+    """Two parts in one sequence. same_post: an SP pair, else a QA pair. matches: of one thread, else a negative.
+
+    alone: a single part, the second one being empty; neither of SP nor of QA.
+    """
 
     first: str
     second: str
     same_post: bool
     matches: bool
+    alone: bool = False
 
 
 class PartPairBatch(TypedDict):
-    """pair: as it is; mlm_pair: with masked tokens; masked_pair: True for tokens that are predicted."""
+    """pair: as it is; mlm_pair: with masked tokens; masked_pair: True for tokens that are predicted.
+
+    task_mask: [1, 0] for SP pairs, [0, 1] for QA pairs, [0, 0] for a part alone.
+    """
 
     pair: PairedTokens
     mlm_pair: PairedTokens
     masked_pair: Bool[Tensor, "batch length"]
-    same_post: Float[Tensor, " batch"]
+    task_mask: Float[Tensor, "batch 2"]
     matches: Float[Tensor, " batch"]
 
 
@@ -64,12 +71,15 @@ def pair_types(example: ThreadExample) -> tuple[list[tuple[str, str]], list[tupl
 def sample_part_pair(example: ThreadExample, rng: np.random.Generator, negative_prob: float = 0.5) -> PartPair:
     """Sample a pair of parts: of the QA or the SP stream alike, then of one of the kinds that the thread has.
 
-    negative_prob: that the second part is replaced by that of another thread, which is no duplicate.
+    A thread with a single part gives that part alone. negative_prob: that the second part is replaced by that of
+    another thread, which is no duplicate.
     """
     streams, same_post = pair_types(example), bool(rng.random() < 0.5)
     if not streams[same_post]:
         same_post = not same_post
-    kinds = streams[same_post] or [SP_PAIRS[0]]  # of a thread with a single part, which makes no pair
+    kinds = streams[same_post]
+    if not kinds:
+        return PartPair(next((part for part in example.thread[:4] if part), ""), "", same_post, True, alone=True)
     first, second = kinds[int(rng.integers(len(kinds)))]
     left, right = getattr(example.thread, first), getattr(example.thread, second)
     if rng.random() < negative_prob and example.others is not None:
@@ -99,7 +109,9 @@ def part_pair_batch(
         "pair": tokens,
         "mlm_pair": masked.inputs,
         "masked_pair": masked.mask,
-        "same_post": torch.tensor([float(pair.same_post) for pair in pairs]),
+        "task_mask": torch.tensor(
+            [[not pair.alone and pair.same_post == same_post for same_post in (True, False)] for pair in pairs]
+        ).float(),
         "matches": torch.tensor([float(pair.matches) for pair in pairs]),
     }
 
@@ -109,17 +121,21 @@ def post_pair_batch(
 ) -> PostPairBatch:
     """Sample a pair of posts for each thread: a duplicate as often as a negative, of the kinds of negatives alike.
 
-    So there are N duplicates and N / 3 of each kind, as in the released code. A thread without negative links has a
-    duplicate alone, one without duplicates a negative. any_order: whether half of the pairs are swapped.
+    So there are N duplicates and N / 3 of each kind, as in the released code. The negative of a thread without negative
+    links is another training thread, and one without duplicates has negatives alone. any_order: whether half of the
+    pairs are swapped.
     """
     pairs, labels = [], []
     for example, one in zip(examples, rng.generators, strict=True):
         linked = example["thread"].linked
         kinds = [[link.thread for link in linked if link.label == label] for label in range(len(LABELS))]
         negatives = [kind for label, kind in enumerate(kinds) if kind and label != DUPLICATE]
-        is_duplicate = bool(kinds[DUPLICATE]) and (one.random() < 0.5 or not negatives)
+        thread, others = example["thread"].thread, example["thread"].others
+        is_duplicate = bool(kinds[DUPLICATE]) and one.random() < 0.5
         some = kinds[DUPLICATE] if is_duplicate else negatives[int(one.integers(len(negatives)))] if negatives else []
-        thread = example["thread"].thread
+        if not some:
+            other = others.sample_thread(one) if others is not None else None
+            some, is_duplicate = ([other], False) if other else (kinds[DUPLICATE], bool(kinds[DUPLICATE]))
         second = some[int(one.integers(len(some)))] if some else thread
         swapped = any_order and one.random() < 0.5
         pairs.append((second, thread) if swapped else (thread, second))

@@ -32,8 +32,8 @@ class LongformerEncoderConfig:
     """Maximum sequence length in tokens, of both segments and the special tokens together."""
     width: PositiveInt = 128
     """Embedding width of tokens."""
-    depth: PositiveInt = 1
-    """Number of transformer blocks."""
+    depth: PositiveInt = 2
+    """Number of transformer blocks; in a single one, CLS cannot read which tokens of both segments match."""
     num_heads: PositiveInt = 4
     """Attention heads per block."""
     attention_window: PositiveInt = 64

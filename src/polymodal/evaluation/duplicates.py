@@ -75,9 +75,14 @@ def length_scores(pairs: LabelledPairs) -> Float[np.ndarray, " pairs"]:
 
 
 def bm25_scores(pairs: LabelledPairs) -> Float[np.ndarray, " pairs"]:
-    """Return the BM25 score of each second post for the first one, among all second posts."""
-    index = BM25([" ".join(thread.post) for thread in pairs.second])
-    return np.array([index.scores(" ".join(thread.post))[number] for number, thread in enumerate(pairs.first)])
+    """Return the BM25 score of each second post for the first one, relative to that of the first one for itself.
+
+    Scores grow with the length of the query, so that without this, one threshold would not fit all.
+    """
+    first, second = ([" ".join(thread.post) for thread in side] for side in (pairs.first, pairs.second))
+    index = BM25([*second, *first])
+    each = [index.scores(query)[[number, len(first) + number]] for number, query in enumerate(first)]
+    return np.array([score / itself if itself else 0.0 for score, itself in each])
 
 
 def duplicate_ranks(

@@ -1,13 +1,14 @@
 """Questions and answers with labelled pairs: a table of posts and one of pairs, or the release of SODD.
 
 A table of posts has the columns `question_text` and `question_code`, of which one is enough, and may have an `id`,
-`answer_text` and `answer_code`. A table of pairs beside it has `first` and `second`, which name posts by their id, and
-a `label`: `duplicate`, `similar_text`, `similar_tags`, `different`, or 0 to 3. A table of SODD has two posts in HTML
-and a label in each row. Duplicates, also of duplicates, are in one split.
+`answer_text` and `answer_code`; texts may be in HTML. A table of pairs beside it has `first` and `second`, which name
+posts by their id, and a `label`: `duplicate`, `similar_text`, `similar_tags`, `different`, or 0 to 3. A table of SODD
+has two posts in HTML and a label in each row. Duplicates, also of duplicates, are in one split.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from html.parser import HTMLParser
@@ -35,6 +36,8 @@ PAIR, SODD = ("first", "second", "label"), ("firstpost", "secondpost", "label")
 NAMES = {name: label for label, name in enumerate(LABELS)} | {str(label): label for label in range(len(LABELS))}
 ACCEPTED_ANSWER = "4"  # a label of SODD, which is no pair of questions
 LINES = ("p", "br", "li", "div", "pre", "blockquote", "h1", "h2", "h3")  # tags at which a line of a post ends
+# A post in HTML begins with a block and ends with a tag.
+HTML = re.compile(r"\s*<(p|pre|div|ul|ol|blockquote|h[1-6])\b[^>]*>.*</\w+>\s*", re.DOTALL | re.IGNORECASE)
 IDS = ("id", "key", "postid", "questionid")
 
 
@@ -60,12 +63,12 @@ def read(data: DataFiles) -> Rows:
     if not table.num_rows:
         raise UserError(f"{files[0]} has no rows.")
     key = column_of(table, IDS)
-    keys = [str(value) for value in table.column(key).to_pylist()] if key else [str(n) for n in range(len(table))]
+    keys = [_id(value) for value in table.column(key).to_pylist()] if key else [str(n) for n in range(len(table))]
     if len({*keys}) < len(keys):
         raise UserError(f"{files[0]} has several posts with one id; give each post an id of its own.")
     for of_pairs, file in zip(*_with_files(pairs, skipped), strict=True):
         columns = [of_pairs.column(column_of(of_pairs, (name,)) or "").to_pylist() for name in PAIR]
-        labelled += [(str(a), str(b), _label(label, file)) for a, b, label in zip(*columns, strict=True)]
+        labelled += [(_id(a), _id(b), _label(label, file)) for a, b, label in zip(*columns, strict=True)]
     unknown = [pair for pair in labelled if {*pair[:2]} - {*keys}]
     if unknown:
         skipped.append(Skipped(len(unknown), "names a post that is not there", f"{unknown[0][0]}, {unknown[0][1]}"))
@@ -76,7 +79,8 @@ def read(data: DataFiles) -> Rows:
     further = {name: table.column(name) for name in table.column_names if name not in (*names, key)}
     stated = splits_of(files, data.root)
     split = np.repeat([stated[file] for file in files], [one.num_rows for one in tables]) if stated else None
-    return _rows_of(data, keys, [tuple(map(_text, part)) for part in parts], labelled, skipped, further, split)
+    posts = [(*_text_and_code(*part[:2]), *_text_and_code(*part[2:])) for part in parts]
+    return _rows_of(data, keys, posts, labelled, skipped, further, split)
 
 
 def _read_sodd(data: DataFiles, files: Sequence[Path]) -> Rows:
@@ -213,5 +217,19 @@ def _label(value: Any, file: Path) -> int:
     return label
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _id(value: Any) -> str:
+    """Return an id as text; whole numbers that a table has as floats, such as 17.0, are written as integers."""
+    text = str(value).strip()
+    return text.removesuffix(".0") if re.fullmatch(r"\d+\.0", text) else text
+
+
+def _text_and_code(text: Any, code: Any) -> tuple[str | None, str | None]:
+    """Return text and code of a post; of a text in HTML, as dumps of sites have it, without markup.
+
+    Its blocks of code are the code where there is none of its own.
+    """
+    text, code = (None if value is None else str(value) for value in (text, code))
+    if text is None or not HTML.fullmatch(text):
+        return text, code
+    words, blocks = text_and_code(text)
+    return words, code if code and code.strip() else blocks

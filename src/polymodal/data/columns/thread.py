@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -42,18 +42,23 @@ class OtherThreads:
 
         other_than: the right part; an equal text is no negative.
         """
+        texts = (getattr(thread, part) for thread in self._threads(rng))
+        return next((text for text in texts if text and text != other_than), None)
+
+    def sample_thread(self, rng: np.random.Generator) -> Thread | None:
+        """Sample another thread; None where there is none."""
+        return next(self._threads(rng), None)
+
+    def _threads(self, rng: np.random.Generator) -> Iterator[Thread]:
         column = self._corpus.column_with(Threads)
         for _ in range(ATTEMPTS if len(self._rows) else 0):
             row = int(self._rows[rng.integers(len(self._rows))])
             if self._clusters[row] == self._cluster:
                 continue
             try:
-                text = getattr(self._corpus.value(row, column), part)
+                yield self._corpus.value(row, column)
             except UnreadableExample:
                 continue
-            if text and text != other_than:
-                return text
-        return None
 
 
 class ThreadExample(NamedTuple):
@@ -84,7 +89,7 @@ class ThreadColumn(TokenizedColumn):
     def load(self, corpus: Corpus, row: int) -> ThreadExample:
         column = corpus.column_with(Threads)
         thread, graph = corpus.value(row, column), self._graph(corpus)
-        linked = [Linked(other, label, corpus.value(other, column)) for other, label in graph.of(row, thread.links)]
+        linked = [*_readable(corpus, column, graph.of(row, thread.links))]
         training = corpus.splits.get("train", np.zeros(0, np.int64))
         others = OtherThreads(corpus, training, graph.clusters, int(graph.clusters[row]))
         return ThreadExample(thread, tuple(linked), others, int(graph.clusters[row]))
@@ -142,6 +147,15 @@ class _Links:
             other = self.rows.get(link.key, row)
             if other != row and (self.split[row] != self.train or self.split[other] in (self.train, -1)):
                 yield other, link.label
+
+
+def _readable(corpus: Corpus, column: str, links: Iterable[tuple[int, int]]) -> Iterator[Linked]:
+    """Yield the linked threads; one without a question is left out alone, and not what names it."""
+    for other, label in links:
+        try:
+            yield Linked(other, label, corpus.value(other, column))
+        except UnreadableExample:
+            continue
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:

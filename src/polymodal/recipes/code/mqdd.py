@@ -11,8 +11,9 @@ full-text negatives = corpora.bm25.
 
 Differs from the paper in: byte-level BPE instead of WordPiece, and a mask token that is never predicted; padding is
 neither attended to nor predicted, and SP pairs are of their own kinds, unlike in the released script; posts are paired
-in both orders, and by default compared by cosine, the script's alternative; one learning-rate schedule over all stages;
-mimetic initialization of small models; code search on CodeSearchNet, a classifier of other data, is left out.
+in both orders, and by default compared by cosine, the script's alternative; each stage has a learning-rate schedule;
+mimetic initialization of small models; a part alone, without a second one, is only for MLM. Left out are code search on
+CodeSearchNet, a classifier of other data, and the comparison of posts with text or code alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,8 +84,7 @@ class MQDD(nn.Module):
         logits = self.vocab_head(states[packing.pack(batch["masked_pair"])])
         losses = {"mlm": masked_cross_entropy(logits, batch["pair"].ids[batch["masked_pair"]])}
         # A task weighs as much as its part of the batch: the means are over all examples.
-        task_mask = torch.stack([batch["same_post"], 1 - batch["same_post"]], dim=1)
-        each = task_masked_bce(self.pair_head(pooled), batch["matches"], task_mask)
+        each = task_masked_bce(self.pair_head(pooled), batch["matches"], batch["task_mask"])
         return losses | {name: each[n] for n, name in enumerate(("sp", "qa")) if name in self.recipe.objectives}
 
     def start_fine_tuning(self) -> None:
