@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +77,19 @@ def test_streams_and_what_arms_have_in_common(processor: Processor, translated: 
     assert max(changed) == 1  # "a" is the same in both languages
 
 
+def test_fine_tuning_switches_captions_in_the_language(processor: Processor, translated: Corpus) -> None:
+    ratios = {"sent_ratio": 1.0, "word_ratio": 1.0, "one_word": True}
+    switched = batch_of(processor, translated, "finetuning_batch", **ratios)
+    expected = batch_of(processor, translated, sent_ratio=1.0, word_ratio=1.0)  # each word, as the released `clag`
+    assert torch.equal(switched["caption"].ids, expected["caption"].ids)
+    others = [
+        batch_of(processor, translated, "finetuning_batch", finetune_languages=("de",), **ratio)
+        for ratio in (ratios, {"sent_ratio": 0.0})
+    ]
+    assert torch.equal(others[0]["caption"].ids, others[1]["caption"].ids)
+    assert torch.equal(switched["group"], expected["group"])  # of the captions as they are
+
+
 def test_only_paired_languages_go_with_images(translated: Corpus) -> None:
     recipe = dataclasses.replace(TINY, source_language="de", finetune_languages=("en", "de"))
     assert len(recipe.training_rows(translated)) == len(translated.rows("train"))
@@ -86,12 +98,3 @@ def test_only_paired_languages_go_with_images(translated: Corpus) -> None:
         fit_processor(dataclasses.replace(TINY, source_language="fr"), translated)
     with pytest.raises(UserError, match="in fr"):
         dataclasses.replace(TINY, finetune_languages=("fr",)).training_corpora(translated)
-
-
-def test_without_a_second_language_a_dictionary_is_needed(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--sent-ratio 0"):
-        fit_processor(TINY, corpus)
-    assert fit_processor(dataclasses.replace(TINY, sent_ratio=0.0), corpus).text.dictionary == {}
-    (tmp_path / "en-de.txt").write_text("Red rot\nred rote\n")
-    given = fit_processor(dataclasses.replace(TINY, dictionary=str(tmp_path)), corpus)
-    assert given.text.dictionary == {"red": {"de": ["rot", "rote"]}}
