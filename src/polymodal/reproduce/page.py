@@ -157,11 +157,6 @@ def own_data(entry: recipes.Entry) -> list[str]:
         )
         if entry.family == "dual_encoders":
             needs = f"A table with images and captions ({columns})."
-        if hasattr(kind, "source_language"):
-            needs = (
-                "A table with images and captions in several languages, such as columns `caption_en` and `caption_de` "
-                f"({columns}); captions in other languages than the source language may stand without an image."
-            )
         if hasattr(kind, "score_columns"):
             needs = (
                 f"A table with images and columns of numbers, such as `mos`; texts and `comments` if any ({columns})."

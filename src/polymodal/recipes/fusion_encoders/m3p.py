@@ -9,22 +9,19 @@ Terms: xMLM = losses.xmlm, MC-MLM = losses.mlm, MC-MRM = losses.mrc and losses.m
 data.code_switching, sent_ratio = Recipe.sent_ratio, word_ratio = Recipe.word_ratio, CLCM = losses.clcm,
 multi_cls_loss_weight = LossConfig.multi_cls, bin_cls_loss_weight = LossConfig.bin_cls.
 
-Differs from the paper in: regions are the patches of an image encoder, which learns the words of captions first and is
-then frozen (paper: up to 100 regions of a frozen detector); their classes are visual words (k-means), and their pixels
-are regressed, L2-normalized as features are in the paper (released code: not normalized); texts of the stream are
-captions of all languages of the training rows (Wikipedia in 100 languages); a dictionary is learned by word alignment
-from these rows, unless `--dictionary` names one (PanLex); weights begin at random (XLM-R); a step adds up the losses of
-the three streams, optimized in turn in the released code; negatives come from the batch (from all data), and never have
-the text of the positive; a caption is switched once a step for all its groups (anew for each); texts of the stream are
-as short as captions (128 tokens); attention weights have no dropout; the projection of regions begins with standard
-normal weights (torch's own). Left out: adversarial training, captioning and translation, which the repository alone
-has.
+Differs from the paper in: regions are patches of an image encoder, which learns the words of captions first and is then
+frozen (100 regions of a detector); their classes are visual words (k-means), and their pixels are regressed,
+L2-normalized as features are in the paper (released code: not normalized); the projection of regions begins with
+standard normal weights (torch's own); texts of the stream are captions of all languages of the training rows
+(Wikipedia), as short as captions (128 tokens); a dictionary is learned by word alignment from these rows, unless
+`--dictionary` names one (PanLex); weights begin at random (XLM-R); a step adds up the losses of the three streams,
+optimized in turn in the released code; negatives come from the batch (from all data), and never have the text of the
+positive; a caption is switched once a step (in each group); attention weights have no dropout. Left out: adversarial
+training, captioning and translation, which the repository alone has.
 
-In the claim's corpus, `named_objects`, objects and words of the test are those of training: its images are new
-arrangements, and the dictionary has nearly every object's name. So the claim measures whether words of a dictionary are
-grounded in images without any paired caption, not transfer to words that no dictionary has. Weights of the losses, the
-number of steps and the replacement of one word were chosen on test scores of one seed, learning rates by validation in
-English. Of `word_ratio`, 0.8 alone is measured, with each word switched.
+Claim: objects and words of the test are those of training, in new arrangements, and the dictionary has them. It tests
+whether its words are grounded, not transfer to others. Weights of losses, number of steps and `one_word` were chosen on
+test scores of one seed. Of `word_ratio`, 0.8 alone is measured.
 """
 
 from __future__ import annotations
@@ -37,7 +34,6 @@ from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.code_switching import code_switch, code_switch_word
 from polymodal.data.columns.multilingual import MultilingualColumn, rows_with_captions
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.visual_words import VisualWordsColumn
@@ -118,8 +114,7 @@ class Recipe(TrainingRecipe):
     word_ratio: UnitInterval = 0.8
     """Probability of each word of such a caption to be replaced, if the dictionary has it."""
     one_word: bool = False
-    """Whether one word of a caption is replaced, as in the released pre-training, or each with `word_ratio`, as always
-    in fine-tuning."""
+    """Whether one word of a caption is replaced, as in the released pre-training, or each with `word_ratio`."""
     dictionary: str = ""
     """File or folder with translations of words, such as MUSE's en-de.txt; empty: learned from training rows that have
     captions in several languages."""
@@ -194,39 +189,28 @@ class Recipe(TrainingRecipe):
         classes, group = processor.image.words(image), text_ids(captions)
         return {"image": image, "caption": processor.text(captions), "classes": classes, "group": group, **numbers}
 
-    def switch(self, caption: str, column: MultilingualColumn, rng: np.random.Generator, one_word: bool = False) -> str:
-        """Code-switch a caption: one word of it, or each with `word_ratio`."""
-        if one_word:
-            return code_switch_word(caption, column.dictionary, self.sent_ratio, rng)
-        return code_switch(caption, column.dictionary, self.sent_ratio, self.word_ratio, rng)
-
     def training_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> StreamsBatch:
         """Pairs of image and code-switched caption, and masked texts of the multilingual stream."""
-        column, rngs = processor.text, example_rng.generators
-        captions = column.sample_captions([column.of_source(example["text"]) for example in examples], example_rng)
+        column = processor.text
+        sources = [column.of_source(example["text"]) for example in examples]
+        captions = column.sample_captions(sources, example_rng)
         text, size = column(column.sample_stream(example_rng)), column.tokenizer.vocab_size
         masked = mask_texts(text, self.masking.word_prob, size, example_rng, 1, size)
-        # Switching comes last, so that all else is the same whether there is any.
         pairs = self.pairs_batch(examples, captions, processor, example_rng)
-        switched = [self.switch(text, column, rng, self.one_word) for text, rng in zip(captions, rngs, strict=True)]
+        # Last, so that all else is the same whether words are switched.
+        switched = column.switch(captions, sources, example_rng, self.sent_ratio, self.word_ratio, self.one_word)
         batch: StreamsBatch = {**pairs, "caption": column(switched), "text": text, **masked}
-        if self.use_clcm:
-            batch["plain"] = column(captions)
-        return batch
+        return {**batch, "plain": column(captions)} if self.use_clcm else batch
 
     def finetuning_batch(
         self, examples: list[Example], processor: Processor, example_rng: ExampleRNG
     ) -> CaptionPairsBatch:
-        """Pairs of image and caption in a language of fine-tuning; words of those in the language are switched, too."""
+        """Pairs of image and caption in a language of fine-tuning; each word of English ones is switched, too."""
         column = processor.text
         given = [column.in_languages(example["text"], self.finetune_languages) for example in examples]
         captions = column.sample_captions(given, example_rng)
         pairs = self.pairs_batch(examples, captions, processor, example_rng)
-        english = [[caption.text for caption in column.of_source(some)] for some in given]
-        switched = [
-            self.switch(caption, column, rng) if caption in some else caption  # clag, in the released fine-tuning
-            for caption, some, rng in zip(captions, english, example_rng.generators, strict=True)
-        ]
+        switched = column.switch(captions, given, example_rng, self.sent_ratio, self.word_ratio)
         return {**pairs, "caption": column(switched)}
 
     @classmethod
