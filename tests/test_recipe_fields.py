@@ -18,7 +18,7 @@ import pytest
 
 import polymodal as pm
 from polymodal import recipes
-from polymodal.cli._flags import PresetOptions
+from polymodal.cli._flags import PresetOptions, TowerOptions
 from polymodal.cli._recipe_flags import check_names, parse_with_recipe
 from polymodal.cli.training import TrainOptions, train
 from polymodal.errors import UserError
@@ -87,7 +87,7 @@ def test_every_field_of_a_recipe_is_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in recipes.entries() if issubclass(recipes.find(name), TrainingRecipe)])
 def test_no_field_of_a_recipe_has_the_name_of_another_flag(name: str) -> None:
-    check_names(recipes.find(name), (TrainOptions, PresetOptions, RuntimeConfig), f"train {name}")
+    check_names(recipes.find(name), (TrainOptions, TowerOptions, PresetOptions, RuntimeConfig), f"train {name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,8 @@ def test_a_field_with_the_name_of_another_flag_is_one_sentence() -> None:
     rate = dataclasses.make_dataclass("OwnRate", [("learning_rate", float, 1.0)], bases=(clip.Recipe,), frozen=True)
     with pytest.raises(UserError, match="'learning_rate' has"):  # that of the optimizer, without its prefix
         check_names(rate, (), "train own.py:Own")
+    tower = dataclasses.make_dataclass("OwnTower", [("audio", Any, clip.Recipe().image)], frozen=True)
+    check_names(tower, (TowerOptions,), "compare own.py:Own")  # its flags are --audio.width ...
 
 
 @dataclasses.dataclass(frozen=True)

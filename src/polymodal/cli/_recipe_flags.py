@@ -66,11 +66,17 @@ def check_names(recipe: Any, kinds: Iterable[Any], usage: str) -> None:
     taken = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     if dataclasses.is_dataclass(optimizer := getattr(recipe, OPTIMIZER, None)):
         taken |= {field.name for field in dataclasses.fields(optimizer)}  # without the prefix
-    if both := sorted(taken & {field.name for field in dataclasses.fields(recipe)}):
+    own = {field.name for field in dataclasses.fields(recipe) if not _is_group(getattr(recipe, field.name, None))}
+    if both := sorted(taken & own):
         command = " ".join(usage.split()[:2])
         raise UserError(
             f"The recipe's field '{both[0]}' has the name of another flag of `polymodal {command}`; rename the field."
         )
+
+
+def _is_group(default: Any) -> bool:
+    """Whether a field's flags have its name as a prefix alone, as --image.width."""
+    return dataclasses.is_dataclass(default)
 
 
 def named_size(arguments: Arguments) -> Size | None:
