@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from polymodal.corpora import Corpus
 from polymodal.data.code_switching import code_switch, code_switch_word, learn_dictionary, read_dictionary
+from polymodal.data.columns.multilingual import MultilingualColumn
+from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.masked_input import mask_regions, mask_tokens_by
 from polymodal.errors import UserError
 from polymodal.modalities.text import Caption, Tokens
@@ -83,6 +86,16 @@ def test_dictionaries_of_muse_and_of_three_columns_are_read(tmp_path: Path) -> N
         read_dictionary(tmp_path / "fr-de.txt", "es")
     with pytest.raises(UserError):
         read_dictionary(tmp_path / "nowhere.txt", "en")
+
+
+def test_without_a_second_language_a_dictionary_is_needed(corpus: Corpus, tmp_path: Path) -> None:
+    source = LearnedTokenizer(300, 24)
+    with pytest.raises(UserError, match="--sent-ratio 0"):
+        MultilingualColumn(source).fit([corpus], {})
+    assert MultilingualColumn(source, dictionary=None).fit([corpus], {}).dictionary == {}
+    (tmp_path / "en-de.txt").write_text("Red rot\nred rote\n")
+    given = MultilingualColumn(source, dictionary=str(tmp_path)).fit([corpus], {})
+    assert given.dictionary == {"red": {"de": ["rot", "rote"]}}
 
 
 def test_slots_and_negatives_of_groups_are_uniform_and_distinct() -> None:

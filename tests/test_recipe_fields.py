@@ -1,4 +1,5 @@
-"""Every hyper-parameter of a recipe has an effect: the code of the recipe, or of what trains it, reads the field."""
+"""Every hyper-parameter of a recipe has an effect: the code of the recipe, or of what trains it, reads the field. And
+no other flag of the command has its name."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ import pytest
 
 import polymodal as pm
 from polymodal import recipes
+from polymodal.cli._flags import PresetOptions, TowerOptions
+from polymodal.cli._recipe_flags import check_names, parse_with_recipe
+from polymodal.cli.training import TrainOptions, train
+from polymodal.errors import UserError
 from polymodal.recipes.dual_encoders import clip, uniqa
+from polymodal.training.recipe import TrainingRecipe
+from polymodal.training.runtime import RuntimeConfig
 
 PACKAGE = Path(pm.__file__).parent
 RECIPES = {"recipe", "config", "configuration"}  # what code outside the recipe calls it
@@ -76,6 +83,27 @@ def unread(kind: type) -> set[str]:
 @pytest.mark.parametrize("name", recipes.entries())
 def test_every_field_of_a_recipe_is_read(name: str) -> None:
     assert unread(recipes.find(name)) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.entries() if issubclass(recipes.find(name), TrainingRecipe)])
+def test_no_field_of_a_recipe_has_the_name_of_another_flag(name: str) -> None:
+    check_names(recipes.find(name), (TrainOptions, TowerOptions, PresetOptions, RuntimeConfig), f"train {name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLanguage(clip.Recipe):
+    language: str = "en"
+    """What --language says of the data, too."""
+
+
+def test_a_field_with_the_name_of_another_flag_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="'language' has the name of another flag of `polymodal train own"):
+        parse_with_recipe({"options": TrainOptions}, OwnLanguage, [], "train own.py:Own", train)
+    rate = dataclasses.make_dataclass("OwnRate", [("learning_rate", float, 1.0)], bases=(clip.Recipe,), frozen=True)
+    with pytest.raises(UserError, match="'learning_rate' has"):  # that of the optimizer, without its prefix
+        check_names(rate, (), "train own.py:Own")
+    tower = dataclasses.make_dataclass("OwnTower", [("audio", Any, clip.Recipe().image)], frozen=True)
+    check_names(tower, (TowerOptions,), "compare own.py:Own")  # its flags are --audio.width ...
 
 
 @dataclasses.dataclass(frozen=True)

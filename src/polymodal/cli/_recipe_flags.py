@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 from polymodal import source
@@ -48,14 +48,35 @@ def parse_with_recipe(
     size = named_size(arguments)
     try:
         recipe = kind.paper() if "--paper" in arguments else _at_size(kind, size) if size else kind
-        flags = _flags_of(recipe)
         # In the order of the help text: the command, the recipe, its pretrained encoders, and how it is executed.
         late = {name: one for name, one in kinds.items() if name in ("towers", "runtime")}
         early = {name: one for name, one in kinds.items() if name not in late} | {"preset": PresetOptions}
-        parsed = parse_together(early | {"recipe": flags} | late, arguments, usage, command)
+        check_names(recipe, [*early.values(), *late.values()], usage)
+        parsed = parse_together(early | {"recipe": _flags_of(recipe)} | late, arguments, usage, command)
         return dataclasses.replace(parsed, recipe=_recipe_of(parsed.recipe, kind))
     except source.NotReadable:  # a method of the stand-in needs what is not imported yet
         return parse_with_recipe(kinds, source.imported(kind), arguments, usage, command)
+
+
+def check_names(recipe: Any, kinds: Iterable[Any], usage: str) -> None:
+    """Raise UserError for a field of a recipe that has the name of another flag of the command.
+
+    kinds: dataclasses with the other flags. usage: of the command.
+    """
+    taken = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    if dataclasses.is_dataclass(optimizer := getattr(recipe, OPTIMIZER, None)):
+        taken |= {field.name for field in dataclasses.fields(optimizer)}  # without the prefix
+    own = {field.name for field in dataclasses.fields(recipe) if not _is_group(getattr(recipe, field.name, None))}
+    if both := sorted(taken & own):
+        command = " ".join(usage.split()[:2])
+        raise UserError(
+            f"The recipe's field '{both[0]}' has the name of another flag of `polymodal {command}`; rename the field."
+        )
+
+
+def _is_group(default: Any) -> bool:
+    """Whether a field's flags have its name as a prefix alone, as --image.width."""
+    return dataclasses.is_dataclass(default)
 
 
 def named_size(arguments: Arguments) -> Size | None:

@@ -16,7 +16,13 @@ import numpy as np
 from polymodal.corpora.corpus import Corpus
 from polymodal.corpora.languages import row_languages
 from polymodal.corpora.mixture import Mixture
-from polymodal.data.code_switching import Dictionary, learn_dictionary, read_dictionary
+from polymodal.data.code_switching import (
+    Dictionary,
+    code_switch,
+    code_switch_word,
+    learn_dictionary,
+    read_dictionary,
+)
 from polymodal.data.columns.column import MAX_ROWS, Column
 from polymodal.data.columns.text import TextColumn, TokenizerSource
 from polymodal.errors import UnreadableExample, UserError, unknown
@@ -88,6 +94,29 @@ class MultilingualColumn(TextColumn):
     def in_languages(self, captions: Sequence[Caption], languages: Sequence[str]) -> list[Caption]:
         """Return the captions in these languages."""
         return [caption for caption in captions if caption.language in languages]
+
+    def switch(
+        self,
+        captions: Sequence[str],
+        given: Sequence[Sequence[Caption]],
+        rng: ExampleRNG,
+        sent_ratio: float,
+        word_ratio: float,
+        one_word: bool = False,
+    ) -> list[str]:
+        """Code-switch captions, but those that are not in the source language: each word, or one word of a caption.
+
+        given: the captions of each example, of which one was sampled. sent_ratio, word_ratio: see `code_switch`.
+        """
+        switched = []
+        for caption, some, generator in zip(captions, given, rng.generators, strict=True):
+            if caption not in [one.text for one in self.of_source(some)]:
+                switched.append(caption)
+            elif one_word:
+                switched.append(code_switch_word(caption, self.dictionary, sent_ratio, generator))
+            else:
+                switched.append(code_switch(caption, self.dictionary, sent_ratio, word_ratio, generator))
+        return switched
 
     def sample_text(self, rng: np.random.Generator) -> str:
         """Sample a text of the stream: a language by its smoothed frequency, then one of its texts uniformly."""
