@@ -168,11 +168,11 @@ def _training_data(entry: recipes.Entry, kind: Any) -> tuple[str, str]:
     if hasattr(kind, "score_columns"):
         needs = f"A table with images and columns of numbers, such as `mos`; texts and `comments` if any ({COLUMNS})."
         return needs, "rated.csv"
-    if entry.family == "dual_encoders":
-        return f"A table with images and captions ({COLUMNS}).", "pairs.parquet"
+    needs = f"A table with images and captions ({COLUMNS})"
+    if hasattr(kind, "num_answers") or hasattr(kind, "language_model"):
+        needs += "; a list of questions and answers is used where there is one"
     captions = f" `polymodal curate {entry.name} images` writes captions." if hasattr(kind, "annotate_images") else ""
-    needs = f"A table with images and captions ({COLUMNS}); a list of questions and answers is used where there is one."
-    return needs + captions, "pairs.parquet"
+    return f"{needs}.{captions}", "pairs.parquet"
 
 
 def _listed(names: tuple[str, ...]) -> str:
