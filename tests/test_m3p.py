@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -98,3 +99,12 @@ def test_only_paired_languages_go_with_images(translated: Corpus) -> None:
         fit_processor(dataclasses.replace(TINY, source_language="fr"), translated)
     with pytest.raises(UserError, match="in fr"):
         dataclasses.replace(TINY, finetune_languages=("fr",)).training_corpora(translated)
+
+
+def test_captions_without_a_language_are_of_the_source_language_in_fine_tuning_too(translated: Corpus) -> None:
+    place, kind = translated.table.column_names.index("text"), translated.table.schema.field("text").type
+    untagged = [[{**first, "language": "und"}, *others] for first, *others in translated.table["text"].to_pylist()]
+    table = translated.table.set_column(place, "text", pa.array(untagged, kind))
+    corpus = dataclasses.replace(translated, table=table)
+    assert len(TINY.finetuning_rows(corpus)) == len(corpus.rows("train"))
+    assert batch_of(fit_processor(TINY, corpus), corpus, "finetuning_batch")["caption"].lengths.min() > 2

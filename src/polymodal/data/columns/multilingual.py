@@ -73,8 +73,14 @@ class MultilingualColumn(TextColumn):
             raise unknown("caption in the language", self.language, texts)
         words: Dictionary = {}
         if self.path is not None:
+            tagged = [
+                [Caption(one.text, self.language) if one.language == UNKNOWN_LANGUAGE else one for one in captions]
+                for captions in rows
+            ]
             words = (
-                read_dictionary(Path(self.path), self.language) if self.path else learn_dictionary(rows, self.language)
+                read_dictionary(Path(self.path), self.language)
+                if self.path
+                else learn_dictionary(tagged, self.language)
             )
             if not words:
                 raise UserError(
@@ -92,8 +98,9 @@ class MultilingualColumn(TextColumn):
         return [caption for caption in captions if caption.language in (self.language, UNKNOWN_LANGUAGE)]
 
     def in_languages(self, captions: Sequence[Caption], languages: Sequence[str]) -> list[Caption]:
-        """Return the captions in these languages."""
-        return [caption for caption in captions if caption.language in languages]
+        """Return the captions in these languages; those without a language count as of the source language."""
+        unknown = (UNKNOWN_LANGUAGE,) if self.language in languages else ()
+        return [caption for caption in captions if caption.language in (*languages, *unknown)]
 
     def switch(
         self,

@@ -171,7 +171,8 @@ class Recipe(TrainingRecipe):
 
     def finetuning_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
         """The training rows whose image has a caption in the languages of fine-tuning."""
-        return rows_with_captions(corpus, self.finetune_languages)
+        unknown = (UNKNOWN_LANGUAGE,) * (self.source_language in self.finetune_languages)
+        return rows_with_captions(corpus, self.finetune_languages + unknown)
 
     def labels_batch(self, examples: list[Example], processor: Processor, example_rng: ExampleRNG) -> LabelsBatch:
         """Augmented images and a caption of each in the language."""
