@@ -66,8 +66,8 @@ def check_names(recipe: Any, kinds: Iterable[Any], usage: str) -> None:
     taken = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     if dataclasses.is_dataclass(optimizer := getattr(recipe, OPTIMIZER, None)):
         taken |= {field.name for field in dataclasses.fields(optimizer)}  # without the prefix
-    own = {field.name for field in dataclasses.fields(recipe) if not _is_group(getattr(recipe, field.name, None))}
-    if both := sorted(taken & own):
+    names = {field.name for field in dataclasses.fields(recipe) if not _is_group(getattr(recipe, field.name, None))}
+    if both := sorted(taken & names):
         command = " ".join(usage.split()[:2])
         raise UserError(
             f"The recipe's field '{both[0]}' has the name of another flag of `polymodal {command}`; rename the field."
