@@ -13,8 +13,7 @@ data.reports.assemble, frozen vision = Recipe.stages.
 Differs from the paper in: the classifier of the first stage, trained by cross-entropy, goes on in the second (the
 released code has a new one, and not how the encoder was trained); features are not exported; weights begin at random
 (Q-Former: variance 1 / width), not with BERT base and ResNet-152; six templates of absence; no minimum length of beams;
-a paragraph of a region is its sentences, unless `assemble` is given a model that rewrites them; no rotations, which
-contradict "left", by default.
+a region's paragraph is its sentences, unless `assemble` is given a model that rewrites them; no rotations by default.
 """
 
 from __future__ import annotations
