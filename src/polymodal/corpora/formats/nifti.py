@@ -163,8 +163,8 @@ def _findings(
         for cells in of_scan
     ]
     kind = Findings(names, tuple(region.strip() or NO_REGION for region, _, _ in parts))
-    known = {*files, *(Path(one).name for one in files)}
-    return kind, pa.array(sentences, kind.arrow_type), [name for name in rows if name not in known]
+    every_name = {*files, *(Path(one).name for one in files)}
+    return kind, pa.array(sentences, kind.arrow_type), [name for name in rows if name not in every_name]
 
 
 def _sentence(cell: str, name: str) -> str | None:
