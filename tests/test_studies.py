@@ -107,6 +107,13 @@ def test_feature_maps_have_five_scales_and_tokens_one_width() -> None:
         MultiScaleTokens(MultiScaleTokensConfig(grid=3), config.channels, config.last_size)
 
 
+def test_a_batch_of_one_study_is_refused_in_a_sentence() -> None:
+    config = VolumeResNetConfig((16, 16, 16), 4)
+    with pytest.raises(UserError, match="batch size of 2"):
+        VolumeResNet(config, 1)(torch.randn(1, 1, 16, 16, 16))
+    assert len(VolumeResNet(config, 1).eval()(torch.randn(1, 1, 16, 16, 16))) == 5
+
+
 def test_reports_are_assembled_by_region_and_read_back() -> None:
     sentences = ["a small cyst in the left lobe", "no abnormal tumor is seen.", "no abnormal edema."]
     assert assemble(sentences, ["lobe", "lobe", "stem"]) == {

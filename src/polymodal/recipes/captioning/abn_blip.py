@@ -176,7 +176,7 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget for the encoder and the classifier; the encoder is frozen after it."""
     augmentation: VolumeAugmentation = VolumeAugmentation()
     batch_size: PositiveInt = 16
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.05)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.05)
 
     def __post_init__(self) -> None:
         super().__post_init__()
