@@ -17,7 +17,7 @@ from polymodal.encoders.multiway_moe import MultiwayMoEConfig
 from polymodal.errors import UserError
 from polymodal.layers.distributed import all_gather_with_grad
 from polymodal.layers.momentum_encoder import FeatureQueue, MomentumEncoder
-from polymodal.layers.projection_head import SyncBatchNorm1d
+from polymodal.layers.projection_head import SyncBatchNorm1d, SyncBatchNorm3d
 from polymodal.modalities.text import Tokens
 from polymodal.models.multiway_pairs import MultiwayPairs
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
@@ -31,7 +31,7 @@ from polymodal.training.parallel import World
 
 def _run(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    parts = (normed, masked, matched, contrasted, paired, queued, sharded, harmonized)
+    parts = (normed, normed_maps, masked, matched, contrasted, paired, queued, sharded, harmonized)
     torch.save({part.__name__: part(rank) for part in parts}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
     os._exit(0)  # threads of gloo now and then abort while Python shuts down
@@ -74,6 +74,29 @@ def test_batch_norm_over_two_processes_is_torchs_over_the_whole_batch(results):
     torch.testing.assert_close(torch.cat([one[1], other[1]]), x.grad)
     torch.testing.assert_close(one[2] + other[2], norm.weight.grad)
     for _, _, _, mean, variance in (one, other):
+        torch.testing.assert_close(mean, norm.running_mean)
+        torch.testing.assert_close(variance, norm.running_var)
+
+
+def maps():
+    return torch.randn(8, 4, 2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def normed_maps(rank):
+    norm, x = SyncBatchNorm3d(4).double(), maps()[own(rank)].requires_grad_()
+    y = norm(x)
+    (y * maps().sin()[own(rank)]).sum().backward()
+    return [y.detach(), x.grad, norm.running_mean, norm.running_var]
+
+
+def test_batch_norm_of_volumes_over_two_processes_is_torchs_over_the_whole_batch(results):
+    one, other = (result["normed_maps"] for result in results)
+    norm, x = nn.BatchNorm3d(4).double(), maps().requires_grad_()
+    y = norm(x)
+    (y * maps().sin()).sum().backward()
+    torch.testing.assert_close(torch.cat([one[0], other[0]]), y.detach())
+    torch.testing.assert_close(torch.cat([one[1], other[1]]), x.grad)
+    for _, _, mean, variance in (one, other):
         torch.testing.assert_close(mean, norm.running_mean)
         torch.testing.assert_close(variance, norm.running_var)
 

@@ -164,6 +164,14 @@ def test_queries_begin_with_the_text_branch_and_padding_is_not_predicted() -> No
     torch.testing.assert_close(model.lm_loss(prefix, text), model.lm_loss(prefix, kept))
 
 
+def test_images_change_what_small_queries_hand_to_the_decoder_from_the_first_step() -> None:
+    torch.manual_seed(0)
+    texts = TextColumn(LearnedTokenizer(60, 10), TextTokenizer.characters(["a b c d"], 60, 10))
+    model = QFormerPretraining(QFormerConfig(64, 3, 4, 64, 8, 64, 1, 1, 10), 16, texts, with_itm=False).eval()
+    last = model.qformer.encode_queries(torch.randn(16, 4, 64))[1][-1].detach()
+    assert float(last.std(0).mean() / last.std()) > 0.1  # 0.02 with the standard deviation of BERT
+
+
 def test_batch_norm_of_volumes_is_that_of_torch() -> None:
     torch.manual_seed(0)
     own, theirs, x = SyncBatchNorm3d(3), nn.BatchNorm3d(3), torch.randn(2, 3, 4, 5, 6)

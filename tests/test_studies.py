@@ -13,13 +13,16 @@ from sklearn.metrics import f1_score, roc_auc_score
 from polymodal.corpora import Corpus, from_path
 from polymodal.corpora.studies import FINDINGS, probabilities, study
 from polymodal.data.columns.volume import VolumeAugmentation, VolumeColumn, cropped
+from polymodal.data.loader import Reader
+from polymodal.data.processor import fit_processor
 from polymodal.data.reports import NO_FINDING, assemble, report_of, split_sentences, states
 from polymodal.encoders.volume_resnet import VolumeResNet, VolumeResNetConfig
 from polymodal.errors import UnreadableExample, UserError
-from polymodal.evaluation.tasks.findings import f1, macro_auc, presence_panel, report_scores
+from polymodal.evaluation.tasks.findings import f1, finding_scores, macro_auc, presence_panel, report_scores
 from polymodal.layers.multi_scale_tokens import MultiScaleTokens, MultiScaleTokensConfig
 from polymodal.modalities import Findings
 from polymodal.modalities.volume import Scan, key_slice
+from polymodal.recipes.captioning.abn_blip import Recipe
 from polymodal.rng import ExampleRNG
 from polymodal.training import train
 from polymodal.types import Budget
@@ -104,6 +107,13 @@ def test_feature_maps_have_five_scales_and_tokens_one_width() -> None:
         MultiScaleTokens(MultiScaleTokensConfig(grid=3), config.channels, config.last_size)
 
 
+def test_a_batch_of_one_study_is_refused_in_a_sentence() -> None:
+    config = VolumeResNetConfig((16, 16, 16), 4)
+    with pytest.raises(UserError, match="batch size of 2"):
+        VolumeResNet(config, 1)(torch.randn(1, 1, 16, 16, 16))
+    assert len(VolumeResNet(config, 1).eval()(torch.randn(1, 1, 16, 16, 16))) == 5
+
+
 def test_reports_are_assembled_by_region_and_read_back() -> None:
     sentences = ["a small cyst in the left lobe", "no abnormal tumor is seen.", "no abnormal edema."]
     assert assemble(sentences, ["lobe", "lobe", "stem"]) == {
@@ -142,6 +152,14 @@ def test_scores_of_findings_are_those_of_scikit_learn() -> None:
     assert 0 < scores["r/BLEU-4"] < 1
 
 
+def test_scores_without_a_unit_are_left_out(corpus: Corpus) -> None:
+    reader = Reader(corpus, fit_processor(Recipe.tiny(), corpus))
+    method = Recipe.tiny().build(reader.processor)
+    names = {score.name for score in finding_scores(method, reader.processor, reader, "test", 1)}  # one study: no AUC
+    assert "test/report/BLEU-4" in names
+    assert "test/presence/AUC" not in names
+
+
 def write_studies(folder: Path, table: str | None = None) -> Path:
     nibabel = pytest.importorskip("nibabel")
     folder.mkdir()
@@ -156,8 +174,6 @@ def write_studies(folder: Path, table: str | None = None) -> Path:
 
 
 def test_scans_of_a_user_with_findings_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polymodal.recipes.captioning.abn_blip import Recipe
-
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     corpus: Corpus = from_path(write_studies(tmp_path / "ct"))
     assert corpus.columns["findings"] == Findings(("nodule", "opacity", "effusion"), ("Lung", "Lung", "Findings"))
@@ -168,6 +184,20 @@ def test_scans_of_a_user_with_findings_train(tmp_path: Path, monkeypatch: pytest
     for number, (table, said) in enumerate([
         ("scan\ncase1", "has no finding"), ("scan,a\nother,b", "names no scan"), ("scan,a,A\ncase1,b,c", "of one name"),
         ("scan,a\ncase1,b,c", "2 columns"), ("scan,a\ncase1,", "No training study"),
+        ("scan,a\ncase1,b\ncase1.nii.gz,c", "2 rows for 1 scans"),
     ]):  # fmt: skip
         with pytest.raises(UserError, match=said):
             train(Recipe.tiny(), from_path(write_studies(tmp_path / str(number), table)), Budget(steps=2))
+
+
+def test_rows_of_findings_without_a_scan_are_listed_and_cells_may_have_line_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
+    table = 'scan,nodule\ncase1 ,"a nodule,\nleft."\nghost,a nodule.\ncase2,'
+    corpus = from_path(write_studies(tmp_path / "ct", table))
+    row = next(row for row in range(20) if corpus.key(row) == "case1")
+    assert corpus.value(row, "findings") == ("a nodule, left.",)
+    (skipped,) = corpus.skipped
+    assert (skipped.count, skipped.example) == (1, "ghost")
+    assert "names no scan" in skipped.reason

@@ -21,24 +21,26 @@ METRICS = (
     "test/presence/AUC",
     "test/presence/macro_F1",
 )
-TUNING = {"optimizer.learning_rate": (1e-3, 3e-3)}
+TUNING = {"optimizer.learning_rate": (1e-3, 2e-3)}
 # All arms begin with one encoder and its classifier, which are trained first.
 _start = Recipe(classifier_fraction=1.0)
 _treatment = Recipe(classifier_fraction=0.0)
 claim = Claim(
     sentence="A query for each finding, with contrast and sentences finding by finding, states findings in reports "
-    "better than as many shared queries that are trained on whole reports (BLIP-2), and so it does the rarest third.",
+    "better than as many shared queries that are trained on whole reports (BLIP-2), and misses fewer of the rarest "
+    "third.",
     baseline=dataclasses.replace(_treatment, alignment="report", max_new_tokens=94),
     treatment=_treatment,
     start=_start,
     start_budget=Budget(steps=300),
     corpus="studies",
-    budget=Budget(steps=1000),
+    budget=Budget(steps=700),
     seeds=3,
     metrics=METRICS,
-    deciding=("test/report/macro_F1", "test/report/tail/macro_F1"),
+    # Test studies have 29 findings of the rarest third: enough for recall, whose false alarms the macro F1 counts.
+    deciding=("test/report/macro_F1", "test/report/tail/recall"),
     tuning=TUNING,
-    tuning_fraction=0.2,
+    tuning_fraction=0.4,
     paper_results="better accuracy and clinical relevance than medical vision-language models and 3-D report "
     "generators (abstract; numbers could not be read)",
 )

@@ -139,6 +139,10 @@ class SyncBatchNorm3d(SyncBatchNorm1d):
     def forward(
         self, x: Float[Tensor, "batch channels depth height width"]
     ) -> Float[Tensor, "batch channels depth height width"]:
+        if self.training and world_size() * x[:, 0].numel() == 1:
+            raise UserError(
+                "Batch norm of volumes needs more than one value a channel: take a batch size of 2 or more."
+            )
         if not self.training or world_size() == 1:
             return nn.BatchNorm1d.forward(self, x)
         last = x.movedim(1, -1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.columns.text import TokenizedColumn
+from polymodal.layers.cross_attention import init_transformer
 from polymodal.layers.decoding import Decoding
 from polymodal.layers.generation import generate_tokens
 from polymodal.layers.masked_lm_head import MaskedLMHead
@@ -38,6 +39,9 @@ class QFormerPretraining(nn.Module):
         self.bos = texts.tokenizer.vocab_size  # [DEC], the first token of texts that are written
         (self.end,) = texts.tokenizer.mark_ids(END)
         self.qformer = QFormer(dataclasses.replace(config, vocab_size=self.bos + 1))
+        # Outputs as large as inputs at any width: with the 0.02 of BERT's 768 dimensions, images hardly change the
+        # states of queries at small widths, and captioning does not come to read them.
+        init_transformer(self.qformer, config.width**-0.5)
         self.qformer.copy_text_branch()
         self.vision_proj = nn.Linear(config.width, embed_dim)
         self.text_proj = nn.Linear(config.width, embed_dim)

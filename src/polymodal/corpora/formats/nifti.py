@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,9 +74,11 @@ def read(data: DataFiles) -> Rows:
     for name, values in columns.items():
         table = table.append_column(name, values)
     kinds: dict[str, Modality] = {"volume": Volume(contrasts)}
-    if (findings := _findings(data, kept)) is not None:
-        kinds["findings"], values = findings
+    if (findings := _findings(data, kept, [*scans])) is not None:
+        kinds["findings"], values, without_scan = findings
         table = table.append_column("findings", values)
+        if without_scan:
+            skipped = (*skipped, Skipped(len(without_scan), "is a row of findings that names no scan", without_scan[0]))
     stated = splits_of(files, data.root)
     split = np.array([stated[next(iter(scans[name].values()))] for name in kept], dtype=object) if stated else None
     if masks:
@@ -124,17 +127,23 @@ def _participants(data: DataFiles, subjects: Sequence[str | None]) -> dict[str, 
     return columns | of_subject
 
 
-def _findings(data: DataFiles, scans: Sequence[str]) -> tuple[Findings, pa.Array] | None:
-    """Return the findings of each scan from `findings.csv`: the first column names the scan, every other is a finding
-    with its sentence, or nothing where it is absent. A heading such as "Pleura: effusion" names the region, too.
+def _findings(
+    data: DataFiles, scans: Sequence[str], files: Sequence[str]
+) -> tuple[Findings, pa.Array, list[str]] | None:
+    """Return the findings of each scan from `findings.csv`, and its rows that name none of `files`, which are all
+    scans, also unreadable ones.
 
-    Raises UserError for a table without findings, with two of one name, or that names no scan.
+    The first column names the scan, every other is a finding with its sentence, or nothing where it is absent. A
+    heading such as "Pleura: effusion" names the region, too.
+
+    Raises UserError for a table without findings, with two of one name, with two rows of one scan, or that names no
+    scan.
     """
     file = next((file for file in data.files if file.name.lower() in FINDINGS), None)
     if file is None:
         return None
-    lines = decoded(file.read_bytes()).removeprefix("\ufeff").splitlines()
-    heading, *records = [line for line in csv.reader(lines, delimiter=FINDINGS[file.name.lower()]) if any(line)] or [[]]
+    text = io.StringIO(decoded(file.read_bytes()).removeprefix("\ufeff"), newline="")  # cells may have line breaks
+    heading, *records = [line for line in csv.reader(text, delimiter=FINDINGS[file.name.lower()]) if any(line)] or [[]]
     if len(heading) < 2:
         raise UserError(f"{file} has no finding: write the scans in the first column, and a column for each finding.")
     parts = [one.rpartition(":") for one in heading[1:]]
@@ -143,7 +152,9 @@ def _findings(data: DataFiles, scans: Sequence[str]) -> tuple[Findings, pa.Array
         raise UserError(f"{file} has two findings of one name; headings are 'finding' or 'region: finding'.")
     if wrong := [record[0] for record in records if len(record) != len(heading)]:
         raise UserError(f"{file} has {len(heading)} columns, and not as many fields for '{wrong[0]}'.")
-    rows = {re.sub(r"\.nii(\.gz)?$", "", record[0]): record[1:] for record in records}
+    rows = {re.sub(r"\.nii(\.gz)?$", "", record[0].strip()): record[1:] for record in records}
+    if len(rows) < len(records):
+        raise UserError(f"{file} has {len(records)} rows for {len(rows)} scans; write one row for each scan.")
     of_scan = [rows.get(scan, rows.get(Path(scan).name)) for scan in scans]
     if not any(of_scan):
         raise UserError(f"{file} names no scan of the folder: '{next(iter(rows), '')}' is none of '{scans[0]}' ...")
@@ -152,12 +163,13 @@ def _findings(data: DataFiles, scans: Sequence[str]) -> tuple[Findings, pa.Array
         for cells in of_scan
     ]
     kind = Findings(names, tuple(region.strip() or NO_REGION for region, _, _ in parts))
-    return kind, pa.array(sentences, kind.arrow_type)
+    every_name = {*files, *(Path(one).name for one in files)}
+    return kind, pa.array(sentences, kind.arrow_type), [name for name in rows if name not in every_name]
 
 
 def _sentence(cell: str, name: str) -> str | None:
     """Return the sentence of a cell; "1" and "yes" stand for a finding without one."""
-    text = cell.strip()
+    text = " ".join(cell.split())
     if text.lower() in ABSENT:
         return None
     return f"{name}." if text.lower() in ("1", "1.0", "yes", "true") else text

@@ -79,7 +79,8 @@ def finding_scores(
     other = presence_panel("", np.roll(written, 1, axis=0), truth, counts)  # what is written about another study
     gain = panel[0].value - other[0].value, panel[0].influence() - other[0].influence()
     scores += [*panel, Score.from_influence(f"{split}/report/image_gain", *gain, 0.0)]
-    return scores + report_scores(f"{split}/report", sentences, [example["findings"] for example in examples])
+    scores += report_scores(f"{split}/report", sentences, [example["findings"] for example in examples])
+    return [score for score in scores if len(score.clusters)]  # such as AUC where all studies have the same findings
 
 
 def macro_auc(

@@ -11,9 +11,9 @@ data.columns.findings.sample_captions, template negatives = data.reports.TEMPLAT
 data.reports.assemble, frozen vision = Recipe.stages.
 
 Differs from the paper in: the classifier of the first stage, trained by cross-entropy, goes on in the second (the
-released code has a new one, and not how the encoder was trained); features are not exported; weights begin at random,
-not with BERT base and ResNet-152; six templates of absence; no minimum length of beams; a paragraph of a region is its
-sentences, unless `assemble` is given a model that rewrites them; no rotations, which contradict "left", by default.
+released code has a new one, and not how the encoder was trained); features are not exported; weights begin at random
+(Q-Former: variance 1 / width), not with BERT base and ResNet-152; six templates of absence; no minimum length of beams;
+a region's paragraph is its sentences, unless `assemble` is given a model that rewrites them; no rotations by default.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Recipe(TrainingRecipe):
     """Fraction of the budget for the encoder and the classifier; the encoder is frozen after it."""
     augmentation: VolumeAugmentation = VolumeAugmentation()
     batch_size: PositiveInt = 16
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=3e-3, weight_decay=0.05)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, weight_decay=0.05)
 
     def __post_init__(self) -> None:
         super().__post_init__()
