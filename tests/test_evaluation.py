@@ -377,3 +377,15 @@ def test_items_with_equal_captions_are_one_concept():
     top_1, top_5 = test.zero_shot_concept("test")
     assert (top_1.value, top_5.value) == (1.0, 1.0)
     assert (top_1.chance, top_5.chance) == (pytest.approx(1 / 7), pytest.approx(5 / 7))
+
+
+def test_seeds_with_tests_of_their_own_have_an_interval_that_is_never_too_small():
+    rng = np.random.default_rng(0)
+    equal = [Score("m", rng.random(50)) for _ in range(3)]
+    unequal = [equal[0], equal[1], Score("m", equal[2].clusters[:49])]
+    (estimate, other), value = map(aggregate_seeds, (equal, unequal)), np.mean([score.value for score in unequal])
+    assert other.value == pytest.approx(value)
+    assert other.high - other.low > estimate.high - estimate.low
+    shifted = [Score("m", score.clusters + 0.1) for score in unequal]
+    found = paired_difference(shifted, unequal)
+    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))

@@ -248,7 +248,18 @@ def paired_difference(scores: Sequence[Score], baselines: Sequence[Score], level
 
 
 def seed_and_unit_errors(scores: Sequence[Score], baselines: Sequence[Score] = ()) -> TwoErrors:
-    """The mean over seeds of scores, or of their differences to baselines, with both of its errors."""
+    """The mean over seeds of scores, or of their differences to baselines, with both of its errors.
+
+    Where seeds have different numbers of units, because the tests of each are its own, the error of the units is the
+    mean of those of the seeds: as if they erred together, which is never too small.
+    """
+    if len({len(score.clusters) for score in scores}) > 1:
+        others = [[other] for other in baselines] or [[] for _ in scores]
+        each = [seed_and_unit_errors([score], other) for score, other in zip(scores, others, strict=True)]
+        means, freedom = np.array([one.value for one in each]), min(one.unit_freedom for one in each)
+        seed_error = float(np.std(means, ddof=1)) / len(each) ** 0.5
+        unit_error = float(np.mean([one.unit_error for one in each]))
+        return TwoErrors(float(means.mean()), seed_error, len(each) - 1, unit_error, freedom)
     values = np.array([score.value for score in scores])
     if baselines:
         values = values - [score.value for score in baselines]
