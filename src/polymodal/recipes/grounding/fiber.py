@@ -10,12 +10,15 @@ centerness, fusion in the backbone = models.fusion_in_backbone, alpha = layers.f
 FPN = layers.feature_pyramid, dynamic head = layers.dynamic_head, ATSS = objectives.dense_detection.atss_assign.
 
 Differs from the paper in: the backbones begin with random weights, not with those of Swin and RoBERTa, whose type
-embedding is left out; the queue begins empty, not with random features, and equal captions are positives of ITC and no
+embedding is left out; by default there is no queue, whose features are of earlier weights, and gates learn faster than
+other weights; the queue begins empty, not with random features, and equal captions are positives of ITC and no
 negatives of ITM; 15 % of a caption's tokens exactly are masked; images are square in both stages, without multi-scale
-training; both stages have one batch size (released: 4,096, then 64) and schedule, and no moving average of weights;
-boxes have no added pixel, and deformable convolutions over the coarser level resize their offsets, which the released
-code reads out of order. Captioning with a causal text backbone, NLVR2 (statements about two images), COCO and LVIS
-detection are left out, as no corpus here has their data.
+training and flips; both stages have one batch size (released: 4,096, then 64), context length (40, then 256 tokens),
+drop path rate (0.1, then 0.4) and schedule, and no moving average of weights; boxes have no added pixel, and deformable
+convolutions over the coarser level resize their offsets, which the released code reads out of order; questions have one
+answer and cross-entropy (released: soft scores of several, binary cross-entropy, images of 576 px). Captioning with a
+causal text backbone, NLVR2 (statements about two images), COCO and LVIS detection are left out, as no corpus here has
+their data.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -114,8 +118,9 @@ class Recipe(GroundedRows, TrainingRecipe):
     """Gates of cross-attention at the start; with 0, the fusion encoder is the dual encoder at first."""
     hidden_size: PositiveInt = 64
     """Dimensions of embeddings, and of each half of the fused vector."""
-    queue_size: PositiveInt = 32
-    """Earlier pairs that ITC compares with, and that ITM takes negatives from."""
+    queue_size: NonNegativeInt = 0
+    """Earlier pairs that ITC compares with, and that ITM takes negatives from; 0: the batch alone. Not for weights that
+    begin at random: their features change faster than a queue."""
     mlm_probability: UnitInterval = 0.15
     """Fraction of a caption's tokens that are masked and predicted."""
     fine_image_size: PositiveInt = 96
@@ -129,6 +134,8 @@ class Recipe(GroundedRows, TrainingRecipe):
     """Probability of a referring expression where an image has named regions, too; else their caption, or a prompt."""
     num_negatives: NonNegativeInt = 4
     """Names that are sampled as negatives of a prompt."""
+    box_fraction: UnitInterval = 1.0
+    """Fraction of the images with boxes that fine pre-training has; always the same ones, at least one."""
     coarse_fraction: UnitInterval = 0.4
     """Fraction of the budget that is coarse pre-training; 1 for a corpus without boxes."""
     vqa_fraction: UnitInterval = 0.0
@@ -137,6 +144,9 @@ class Recipe(GroundedRows, TrainingRecipe):
     """Number of answers: the most frequent ones of the training questions."""
     head_lr_scale: NonNegativeFloat = 1.0
     """Factor of the learning rate of cross-attention and heads in coarse pre-training."""
+    gate_lr_scale: NonNegativeFloat = 20.0
+    """Further factor of that of the gates. An Adam step changes a scalar by about the learning rate, so that a few
+    hundred steps hardly open a gate (1 in the paper: 100,000 steps)."""
     fine_lr_scale: NonNegativeFloat = 1.0
     """Factor of the learning rate in fine pre-training."""
     fine_text_lr_scale: NonNegativeFloat = 1.0
@@ -150,7 +160,8 @@ class Recipe(GroundedRows, TrainingRecipe):
         return 1 - self.coarse_fraction - self.vqa_fraction
 
     def stages(self) -> tuple[Stage, ...]:
-        heads, text = dict.fromkeys((*FUSION, *HEADS), self.head_lr_scale), self.fine_text_lr_scale
+        gates = {"backbone.*.alpha": self.head_lr_scale * self.gate_lr_scale}
+        heads, text = gates | dict.fromkeys((*FUSION, *HEADS), self.head_lr_scale), self.fine_text_lr_scale
         fine: dict[str, Any] = {"batch": "grounding_batch", "losses": "grounding_losses", "rows": "grounded_rows"}
         fine |= {"lr_scale": self.fine_lr_scale, "lr_scales": {"backbone.text_encoder.*": text}}
         vqa: dict[str, Any] = {"batch": "question_batch", "losses": "answer_losses", "rows": "question_rows"}
@@ -167,6 +178,12 @@ class Recipe(GroundedRows, TrainingRecipe):
         if self.vqa_fraction:
             require_any(corpus, (Questions,), "questions")
         return [corpus]
+
+    def grounded_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
+        """Return the training rows with boxes that fine pre-training has."""
+        rows = super().grounded_rows(corpus, processor)
+        kept = np.random.default_rng(0).permutation(len(rows))[: max(round(self.box_fraction * len(rows)), 1)]
+        return rows[np.sort(kept)]
 
     def columns(self) -> Declared:
         tokenizer = LearnedTokenizer(self.text.vocab_size, self.text.context_length)
@@ -212,6 +229,7 @@ class Recipe(GroundedRows, TrainingRecipe):
             text=RobertaConfig(300, 24, 16, 2, 2),
             num_fuse_block=2,
             hidden_size=16,
+            queue_size=8,
             fine_image_size=32,
             detector=DenseGroundingConfig(2, 1, 16, 1, 4),
             vqa_fraction=0.3,
@@ -225,7 +243,7 @@ class Recipe(GroundedRows, TrainingRecipe):
             batch_size=4096,
             optimizer=OptimizerConfig(1e-5, 0.01, (0.9, 0.98), 1e-8, "linear", warmup_ratio=0.1, max_grad_norm=1.0),
             image=SwinEncoderConfig(384, 4, 128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.1),
-            text=RobertaConfig(50_265, 40, 768, 12, 12, 0.1),
+            text=RobertaConfig(50_265, 256, 768, 12, 12, 0.1),  # 40 tokens in coarse pre-training
             num_fuse_block=6,
             hidden_size=768,
             queue_size=4096,
@@ -234,6 +252,7 @@ class Recipe(GroundedRows, TrainingRecipe):
             num_negatives=85,
             coarse_fraction=0.5,
             head_lr_scale=5.0,
+            gate_lr_scale=1.0,
             fine_lr_scale=10.0,
             fine_text_lr_scale=0.1,
             num_answers=3129,
