@@ -176,7 +176,8 @@ class Recipe(GroundedRows, TrainingRecipe):
             "text": CaptionsOrExpressionsColumn(tokenizer),
             **{name: Optional(Sparse(column)) for name, column in boxes.items() if self.fine_fraction > 0},
             "questions": Sparse(AnswersColumn(self.num_answers if self.vqa_fraction else 0)),
-            "question": SharedColumn("text"), "answer": SharedColumn("questions"),
+            "question": SharedColumn("text"),
+            "answer": SharedColumn("questions"),
         }
 
     def build(self, processor: Processor) -> FIBER:
