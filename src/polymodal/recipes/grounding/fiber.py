@@ -60,7 +60,6 @@ paper = Paper(
     arxiv="2206.07643",
     modalities=("image", "text", "boxes"),
     code="microsoft/FIBER@ca0f36bd7e1ad0ac02af2550042b1f259adaf5f9",
-    # SwinTransformer and RobertaModel of the released configuration, with their cross-attention.
     parameters={"backbone.image_encoder.*": 99_486_078, "backbone.text_encoder.*": 138_042_636},
 )
 
