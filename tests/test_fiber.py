@@ -99,6 +99,18 @@ def test_the_queue_begins_empty_and_negatives_are_never_of_an_equal_caption(
     assert all(loss.isfinite() for loss in alone.values())
 
 
+def test_blocks_on_top_begin_as_large_as_those_in_the_backbones() -> None:
+    """Else the arm that fuses on top has attention that hardly adds anything."""
+    top = FusedPretraining(SwinEncoderConfig(16, 2, 8, (1, 2), (1, 2), 4), RobertaConfig(30, 8, 12, 3, 3), 30, 16, 2, 0,
+                           "top", 48).top  # fmt: skip
+    assert top is not None
+    stds = [weight.std().item() for name, weight in top.named_parameters() if name.endswith("out.weight")]
+    assert stds == pytest.approx([0.5 / 48**0.5] * len(stds), rel=0.15)
+    scales = fiber.Recipe(head_lr_scale=2.0).stages()[0].lr_scales
+    assert next(iter(scales.items())) == ("backbone.*.alpha", 40.0), "the first pattern that fits counts"
+    assert list(fiber.Recipe.paper().stages()[0].lr_scales.values()) == [5.0] * len(scales)
+
+
 def test_stages_and_settings_that_do_not_fit(corpus: Corpus) -> None:
     assert [stage.name for stage in TINY.stages()] == ["coarse", "fine", "vqa"]
     plain = dataclasses.replace(corpus, columns={n: c for n, c in corpus.columns.items() if n in ("image", "text")})
@@ -107,3 +119,32 @@ def test_stages_and_settings_that_do_not_fit(corpus: Corpus) -> None:
     fit_processor(dataclasses.replace(TINY, coarse_fraction=1.0, vqa_fraction=0.0), plain)
     with pytest.raises(UserError, match="fused blocks are more"):
         FusionInBackbone(TINY.image, TINY.text, 30, 9)
+
+
+def test_without_a_queue_each_step_compares_its_own_batch(processor: Processor, corpus: Corpus) -> None:
+    recipe = dataclasses.replace(TINY, queue_size=0)
+    torch.manual_seed(0)
+    model = recipe.build(processor).train()
+    examples = [processor.load_example(corpus, row) for row in corpus.rows("train").tolist()[:4]]
+    batch = recipe.training_batch(examples, processor, ExampleRNG.of(0, 0, 4))
+    losses = model.losses(batch)
+    model.after_step()
+    again = model.losses(batch)
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(
+        {name: float(loss.detach()) for name, loss in again.items()}, rel=1e-5
+    )
+    with torch.no_grad():
+        image, text = model.embed(batch).values()
+    logits, same = model.logit_scale() * image @ text.T, batch["group"][:, None] == batch["group"]
+    expected = [
+        -(one.log_softmax(1) * same / same.sum(1, keepdim=True)).sum(1).mean().item() for one in (logits, logits.T)
+    ]
+    assert float(losses["itc"].detach()) == pytest.approx(sum(expected) / 2, rel=1e-4)
+
+
+def test_fine_pre_training_may_have_a_fraction_of_the_images_with_boxes(processor: Processor, corpus: Corpus) -> None:
+    every = TINY.grounded_rows(corpus, processor).tolist()
+    some = dataclasses.replace(TINY, box_fraction=0.25).grounded_rows(corpus, processor).tolist()
+    assert len(some) == max(round(len(every) / 4), 1) < len(every)
+    assert set(some) < set(every)
+    assert dataclasses.replace(TINY, box_fraction=0.25).grounded_rows(corpus, processor).tolist() == some

@@ -147,6 +147,20 @@ def test_who_knows_all_has_everything_and_who_knows_nothing_has_nothing(
     assert 0.2 < (scores[True]["acc@0.5"].chance or 0) < 0.4
 
 
+def test_gains_are_of_so_many_expressions_at_most(
+    processor: Processor, referring: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polymodal.evaluation.tasks.referring.MAX_MISLED", 5)
+    found = referring_scores(Oracle(processor, referring, True), processor, Reader(referring, processor), "test")
+    scores = {score.name.rpartition("/")[2]: score for score in found if "clauses" not in score.name}
+    assert scores["acc@0.5"].weights is not None
+    assert scores["acc@0.5"].weights.sum() > 5
+    for name in ("text_gain", "image_gain"):
+        weights = scores[name].weights
+        assert weights is None or weights.sum() == 5
+        assert scores[name].value == pytest.approx(1.0)
+
+
 def test_expressions_for_one_object_or_for_none_may_be_missing(
     processor: Processor, referring: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

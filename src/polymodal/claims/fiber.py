@@ -11,24 +11,25 @@ from polymodal.models.dense_grounding import DenseGroundingConfig
 from polymodal.recipes.grounding.fiber import Recipe
 from polymodal.types import Budget
 
-TUNING = {"optimizer.learning_rate": (5e-4, 1e-3)}
 TUNING_FRACTION = 0.3
-# Emoji are single things at 32 px, with maps of 8, 4 and 2 tokens a side: on composed scenes of 48 px, ITC and ITM were
-# at chance after 110 steps. A run that stays at chance gives no verdict.
+# Images of one to three of each of twelve kinds, and captions that count them. On `emoji` and `scenes`, whose words are
+# many and rare, ITC is at chance after 90 steps: the embeddings of all texts become equal (mean cosine 1.00). Here,
+# R@10 of ITC among 200 is 31 % after 90 steps (chance 5 %), but with a queue of 32 earlier pairs it stays at chance.
+# R@10 of matching among 60 is 73 % after 280 steps, and 75 % after 220 with fusion on top (chance 17 %); with gates
+# that learn as slowly as other weights, ITM is at its prior after 200 steps, when they are at 0.06 at most.
 _coarse = Recipe(
-    batch_size=48,
-    image=SwinEncoderConfig(image_size=32),
-    fine_image_size=32,
+    batch_size=32,
+    image=SwinEncoderConfig(image_size=48, window=3),
+    fine_image_size=48,
     coarse_fraction=1.0,
-    optimizer=dataclasses.replace(Recipe.optimizer, learning_rate=1e-3),
+    optimizer=dataclasses.replace(Recipe.optimizer, learning_rate=1.5e-3),
 )
 claim = Claim(
     sentence="Cross-attention inside the last blocks of both backbones matches images and texts better than as many "
     "blocks of co-attention on top of them, with equally many parameters.",
     baseline=dataclasses.replace(_coarse, fusion="top", top_width=44),
     treatment=_coarse,
-    further={"gates from 1": dataclasses.replace(_coarse, alpha_init=1.0)},
-    corpus="emoji",
+    corpus="counting",
     budget=Budget(steps=400),
     seeds=3,
     metrics=(
@@ -38,9 +39,8 @@ claim = Claim(
         "test/image_to_text/R@10",
         "test_twitter/matching/text_to_image/R@10",
     ),
-    tuning=TUNING,
+    tuning={"optimizer.learning_rate": (7.5e-4, 1.5e-3)},
     tuning_fraction=TUNING_FRACTION,
-    tuned_like={"gates from 1": "treatment"},
     paper_results="VQA 78.5 and NLVR2 85.5 with fewer operations than fusion on top",
 )
 
@@ -55,6 +55,11 @@ coarse_to_fine = Claim(
     "learning from boxes alone.",
     baseline=dataclasses.replace(_fine, coarse_fraction=0.0),
     treatment=_fine,
+    further={
+        # Against the baseline with all boxes: what captions are worth in boxes.
+        "a quarter of the boxes": dataclasses.replace(_fine, box_fraction=0.25),
+        "without captions, as many fine steps": dataclasses.replace(_fine, coarse_fraction=0.0),
+    },
     corpus="referring",
     budget=Budget(steps=600),
     seeds=3,
@@ -65,7 +70,9 @@ coarse_to_fine = Claim(
         "test/referring/dense/image_gain",
         "test_twitter/referring/dense/acc@0.5",
     ),
-    tuning=TUNING,
+    tuning={"optimizer.learning_rate": (5e-4, 1e-3)},
     tuning_fraction=TUNING_FRACTION,
+    tuned_like={"a quarter of the boxes": "treatment", "without captions, as many fine steps": "baseline"},
+    budget_fractions={"without captions, as many fine steps": _fine.fine_fraction},
     paper_results="Flickr30k grounding R@1 87.4, RefCOCO val 90.7 after both stages",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from polymodal.constraints import UnitInterval
 from polymodal.corpora.corpus import Corpus
 from polymodal.data.columns.expressions import XYXY
 from polymodal.data.columns.regions import PhraseBox
@@ -22,6 +24,7 @@ from polymodal.modalities.text import Tokenizer, Tokens, joined_pieces
 from polymodal.rng import ExampleRNG
 from polymodal.types import Example
 
+NO_BOXES = "boxes, as named regions or referring expressions: for captions alone, write --coarse-fraction 1"
 SEPARATOR = "."  # of the names of a prompt
 
 
@@ -138,16 +141,30 @@ def rows_with(corpus: Corpus, *kinds: type) -> np.ndarray:
     return rows[np.any(values, axis=0)] if values else rows[:0]
 
 
+@dataclass(frozen=True)
 class GroundedRows:
     """Rows of the stages of a recipe that learns from boxes and from questions, by the names that stages give."""
 
+    box_fraction: UnitInterval = 1.0
+    """Fraction of the images with boxes that are used: always the same ones, at least one."""
+
     def grounded_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
-        """Return the training rows with referring expressions or regions."""
-        return rows_with(corpus, Expressions, Regions)
+        """Return the training rows with referring expressions or regions, a fraction of them."""
+        rows = rows_with(corpus, Expressions, Regions)
+        kept = np.random.default_rng(0).permutation(len(rows))[: max(round(self.box_fraction * len(rows)), 1)]
+        return rows[np.sort(kept)]
 
     def question_rows(self, corpus: Corpus, processor: Processor) -> np.ndarray:
         """Return the training rows with questions."""
         return rows_with(corpus, Questions)
+
+
+def require_boxes(corpus: Corpus, boxes: bool, questions: bool) -> None:
+    """Raise MissingModality where a corpus has no boxes, or no questions, of those that stages learn from."""
+    if boxes:
+        require_any(corpus, (Expressions, Regions), NO_BOXES)
+    if questions:
+        require_any(corpus, (Questions,), "questions")
 
 
 def require_any(corpus: Corpus, kinds: Sequence[type], what: str) -> None:

@@ -17,6 +17,7 @@ from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.data.masked_input import MaskedTexts
 from polymodal.data.video_text import QuestionBatch
 from polymodal.encoders.swin import SwinEncoderConfig
+from polymodal.layers.cross_attention import init_transformer
 from polymodal.layers.distributed import all_gather, rank
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
@@ -26,7 +27,7 @@ from polymodal.layers.swin import FeatureMap
 from polymodal.modalities.text import Tokens
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.models.fusion_encoder import FusionEncoderConfig
-from polymodal.models.fusion_in_backbone import FusionInBackbone, RobertaConfig, Words
+from polymodal.models.fusion_in_backbone import FusionInBackbone, RobertaConfig, Words, init_std
 from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives
 from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
 from polymodal.objectives.multi_positive import multi_positive_cross_entropy
@@ -114,8 +115,8 @@ class FusedPretraining(nn.Module):
         """Build the model.
 
         vocab_size: entries of the tokenizer. hidden_size: dimensions of both embeddings and of each half of the fused
-        one. fusion: in the backbones, or by as many blocks of co-attention of `top_width` channels on top of them
-        (METER). num_answers: classes of question answering.
+        one. queue_size: earlier pairs; 0: none. fusion: in the backbones, or by as many blocks of co-attention of
+        `top_width` channels on top of them (METER). num_answers: classes of question answering.
         """
         super().__init__()
         in_backbone = fusion == "backbone"
@@ -126,6 +127,7 @@ class FusedPretraining(nn.Module):
         if not in_backbone:
             top = FusionEncoderConfig("co_attention", top_width, num_fuse_block, num_heads=text.num_heads, norm="post")
             self.top = top.build(text_width, image_width)
+            init_transformer(self.top, init_std(top_width))  # as the fused blocks of the backbones
         fused_widths = (image_width, text_width) if in_backbone else (top_width, top_width)
         self.image_transform, self.text_transform = (nn.Linear(width, hidden_size) for width in fused_widths)
         self.image_transform_itc = nn.Linear(image_width, hidden_size)
@@ -137,7 +139,9 @@ class FusedPretraining(nn.Module):
         self.mlm_head, self.mlm_decoder = MaskedLMHead(hidden_size, vocab_size), nn.Embedding(vocab_size, hidden_size)
         for module in (self.itm_head, self.mlm_decoder, self.mlm_head.dense):
             nn.init.normal_(module.weight, std=0.02)
-        self.queue = ExampleQueue(queue_size, hidden_size, image.image_size, text.context_length)
+        self.queue_size = queue_size
+        # Without earlier pairs it stays empty.
+        self.queue = ExampleQueue(max(queue_size, 1), hidden_size, image.image_size, text.context_length)
         self.pending: tuple[Tensor, ...] | None = None
         if num_answers:
             sizes = [2 * hidden_size, 2 * hidden_size, num_answers]
@@ -210,7 +214,7 @@ class FusedPretraining(nn.Module):
         length = masked.shape[1]  # padding beyond the context is cut
         targets, masked_tokens = text.ids[:, :length], batch["masked_tokens"][:, :length]
         mlm = masked_lm_loss(self.mlm_head, masked, self.mlm_decoder.weight, targets, masked_tokens)
-        if self.training:
+        if self.training and self.queue_size:
             self.pending = (image_feature.detach(), text_feature.detach(), image, packed, group)
         return {"itc": itc, "itm": itm, "mlm": mlm}
 

@@ -24,6 +24,7 @@ from polymodal.types import Batch, Example
 
 IOU_THRESHOLD = 0.5  # IoU of a correct box
 SCORE_THRESHOLD = 0.5  # minimum score of a predicted box
+MAX_MISLED = 512  # expressions that are also tried with another image, and another expression
 BATCH = 128
 BRANCH_COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#009e73")
 
@@ -50,7 +51,7 @@ def referring_scores(method: nn.Module, processor: Processor, reader: Reader, sp
     acc@0.5: the fraction whose best box has an IoU of 0.5 or more with the reference; chance: a random one of the boxes
     that the image's expressions refer to. It is also computed by the number of clauses. mean_IoU: of that box.
     text_gain, image_gain: accuracy less that with another image's expression, and less that with another
-    image.
+    image, over at most `MAX_MISLED` expressions.
     A method with several queries also predicts sets. sets: the fraction of all expressions with exactly as many boxes
     above a score of 0.5 as objects, each matched to one; none: that of expressions without an object.
     """
@@ -83,23 +84,24 @@ def _single_scores(
     """single: expressions for one object, at least one, each with the number of its image."""
     owner = np.array([number for number, _ in single], dtype=np.int64)
     texts = [one.text for _, one in single]
-    elsewhere = np.roll(np.arange(len(texts)), len(texts) // 2)
+    some = np.linspace(0, len(texts) - 1, min(len(texts), MAX_MISLED)).astype(int)
+    some_texts, elsewhere = [texts[place] for place in some], np.roll(some, len(some) // 2)
     right = _located(method, processor, examples, owner, texts)
-    misled = _located(method, processor, examples, owner, [texts[place] for place in elsewhere])
-    blind = _located(method, processor, examples, owner[elsewhere], texts)
+    misled = _located(method, processor, examples, owner[some], [texts[place] for place in elsewhere])
+    blind = _located(method, processor, examples, owner[elsewhere], some_texts)
     truth = torch.tensor([one.boxes[0] for _, one in single])
     by_chance = np.array([1 / len(_boxes(examples[number]["expressions"])) for number in owner])
     clauses = np.array([one.clauses for _, one in single])
     scores = []
     for branch, predicted in right.items():
-        overlap, *others = (_overlap(one, truth) for one in (predicted, misled[branch], blind[branch]))
+        overlap, *others = _overlap(predicted, truth), *(_overlap(one[branch], truth[some]) for one in (misled, blind))
         hits, without_text, without_image = ((one >= IOU_THRESHOLD).astype(float) for one in (overlap, *others))
         name = f"{split}/referring/{branch}"
         scores += [
             Score.per_cluster(f"{name}/acc@0.5", hits, owner, float(by_chance.mean())),
             Score.per_cluster(f"{name}/mean_IoU", overlap, owner),
-            Score.per_cluster(f"{name}/text_gain", hits - without_text, owner, 0.0),
-            Score.per_cluster(f"{name}/image_gain", hits - without_image, owner, 0.0),
+            Score.per_cluster(f"{name}/text_gain", hits[some] - without_text, owner[some], 0.0),
+            Score.per_cluster(f"{name}/image_gain", hits[some] - without_image, owner[some], 0.0),
         ]
         for count in sorted(set(clauses.tolist()) - {0}):
             of_count = clauses == count
