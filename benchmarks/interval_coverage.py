@@ -23,7 +23,8 @@ import torch
 from polymodal.evaluation.classification import area_under_curve, balanced_accuracy, macro_f1
 from polymodal.evaluation.hallucination import average_precision
 from polymodal.evaluation.retrieval import ranks, retrieval_scores
-from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, paired_difference
+from polymodal.evaluation.seeds import aggregate_seeds, paired_difference
+from polymodal.evaluation.statistics import Estimate, Score
 from polymodal.evaluation.tasks.image_generation import frechet_distance, kernel_distance
 from polymodal.evaluation.tasks.item_prototypes import adjusted_mutual_information
 

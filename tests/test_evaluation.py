@@ -31,13 +31,8 @@ from polymodal.evaluation.retrieval import (
     retrieval_scores,
     top,
 )
-from polymodal.evaluation.statistics import (
-    Score,
-    aggregate_seeds,
-    are_copies,
-    paired_difference,
-    seed_and_unit_errors,
-)
+from polymodal.evaluation.seeds import aggregate_seeds, are_copies, paired_difference, seed_and_unit_errors
+from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.grounding import intersection_over_union, region_cells, segment
 from polymodal.evaluation.tasks.paired_retrieval import _identity
 from polymodal.evaluation.tasks.recommendation import ranking_scores

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import special
 
-from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, group_numbers, paired_difference
+from polymodal.evaluation.seeds import aggregate_seeds, paired_difference
+from polymodal.evaluation.statistics import Estimate, Score, group_numbers
 from polymodal.evaluation.tasks.image_generation import frechet_distance
 
 MIN_COVERAGE, MAX_FALSE_POSITIVES = 0.93, 0.065

@@ -21,7 +21,8 @@ from polymodal.encoders.image_tokenizer import ImageTokenizerConfig
 from polymodal.encoders.page import PageEncoderConfig
 from polymodal.errors import UserError
 from polymodal.evaluation import evaluate
-from polymodal.evaluation.statistics import Score, paired_difference
+from polymodal.evaluation.seeds import paired_difference
+from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.tasks.entity_extraction import _weighted, entities, field_scores
 from polymodal.evaluation.tasks.page_patches import majority_fields, touched
 from polymodal.layers.quantize import VectorQuantizer, perplexity

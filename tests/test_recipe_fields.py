@@ -90,15 +90,10 @@ def test_no_field_of_a_recipe_has_the_name_of_another_flag(name: str) -> None:
     check_names(recipes.find(name), (TrainOptions, TowerOptions, PresetOptions, RuntimeConfig), f"train {name}")
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnLanguage(clip.Recipe):
-    language: str = "en"
-    """What --language says of the data, too."""
-
-
 def test_a_field_with_the_name_of_another_flag_is_one_sentence() -> None:
+    language = dataclasses.make_dataclass("OwnLanguage", [("language", str, "en")], bases=(clip.Recipe,), frozen=True)
     with pytest.raises(UserError, match="'language' has the name of another flag of `polymodal train own"):
-        parse_with_recipe({"options": TrainOptions}, OwnLanguage, [], "train own.py:Own", train)
+        parse_with_recipe({"options": TrainOptions}, language, [], "train own.py:Own", train)
     rate = dataclasses.make_dataclass("OwnRate", [("learning_rate", float, 1.0)], bases=(clip.Recipe,), frozen=True)
     with pytest.raises(UserError, match="'learning_rate' has"):  # that of the optimizer, without its prefix
         check_names(rate, (), "train own.py:Own")

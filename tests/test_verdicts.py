@@ -12,7 +12,8 @@ import pytest
 from polymodal import source
 from polymodal.claim import Claim, verdict_of
 from polymodal.errors import UserError
-from polymodal.evaluation.statistics import Estimate, Score, aggregate_seeds, paired_difference
+from polymodal.evaluation.seeds import aggregate_seeds, paired_difference
+from polymodal.evaluation.statistics import Estimate, Score
 from polymodal.recipes.dual_encoders import clip
 from polymodal.reproduce import Arm, ComparisonResult, reproduce
 from polymodal.reproduce.claim import claim_of, claim_record

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import headlines, paired_difference
+from polymodal.evaluation.seeds import paired_difference
+from polymodal.evaluation.statistics import headlines
 from polymodal.types import Budget
 
 DIVERGED, OUT_OF_MEMORY = "diverged", "out of memory"

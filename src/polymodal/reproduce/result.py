@@ -11,15 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from polymodal.corpora.corpus import Corpus
 from polymodal.evaluation import Score
-from polymodal.evaluation.statistics import (
-    Estimate,
-    Unit,
-    aggregate_seeds,
-    are_copies,
-    headlines,
-    paired_difference,
-    seed_and_unit_errors,
-)
+from polymodal.evaluation.seeds import aggregate_seeds, are_copies, paired_difference, seed_and_unit_errors
+from polymodal.evaluation.statistics import Estimate, Unit, headlines
 from polymodal.evaluation.units import number, scale
 from polymodal.notebook import html_table, text_table
 from polymodal.training import Run
