@@ -213,7 +213,8 @@ def test_help_describes_every_format(polymodal):
 def test_recipes_that_fit_are_those_whose_processor_is_fitted(tmp_path):
     whole = synthetic.corpus(tmp_path / "whole")
     lacks = {name: what for name, what in what_recipes_lack(whole, {}).items() if what}
-    assert [*lacks] == ["activity_clip", "clippings", "hybrid_captions"]
+    assert [*lacks] == ["activity_clip", "clippings", "hybrid_captions", "m3p"]
+    assert "no training row has captions in 'en' and in another language" in lacks["m3p"][0]
     assert lacks["hybrid_captions"] == ("captions of the format ssc",)
     assert "with text have a label, which pre-training would show" in lacks["activity_clip"][0]
     assert "4 classes with 3 rows each are less than one batch" in lacks["clippings"][0]

@@ -83,10 +83,7 @@ class MultilingualColumn(TextColumn):
                 else learn_dictionary(tagged, self.language)
             )
             if not words:
-                raise UserError(
-                    f"No dictionary can be learned, as no training row has captions in '{self.language}' and in "
-                    "another language; give one with --dictionary, or switch nothing with --sent-ratio 0."
-                )
+                raise no_dictionary(self.language)
         stream = MultilingualColumn(self.source, self.language, self.alpha, self.path, texts=texts)
         sampled = (stream.sample_text(rng) for rng in [np.random.default_rng(0)] for _ in range(len(rows)))
         paired = (caption.text for captions in rows for caption in self.of_source(captions))
@@ -158,6 +155,21 @@ def training_captions(corpus: Corpus) -> Iterator[list[Caption]]:
     for value in corpus.raw_values(corpus.sample("train", MAX_ROWS), column):
         with contextlib.suppress(UnreadableExample):
             yield modality.decode(value)
+
+
+def check_translations(corpus: Corpus, language: str) -> None:
+    """Raise UserError where no training row has captions in the language, or in none, and in another one."""
+    sources = {language, UNKNOWN_LANGUAGE}
+    spoken = ({*some} for some in row_languages(corpus, corpus.rows("train")))
+    if not any(some & sources and some - sources for some in spoken):
+        raise no_dictionary(language)
+
+
+def no_dictionary(language: str) -> UserError:
+    return UserError(
+        f"No dictionary can be learned, as no training row has captions in '{language}' and in another language; give "
+        "one with --dictionary, or switch nothing with --sent-ratio 0."
+    )
 
 
 def rows_with_captions(corpus: Corpus, languages: Sequence[str]) -> np.ndarray:

@@ -74,7 +74,7 @@ def plot(inputs: TaskInputs) -> Panels:
 task = Task(
     capability=CanScorePairs,
     requires=WITH_TEXT,
-    order=21,
+    order=24,
     score=_scores,
     plot=plot,
     metrics={

@@ -167,7 +167,7 @@ def plot(inputs: TaskInputs) -> Panels:
 task = Task(
     capability=DetectsDuplicates,
     requires=((Threads,),),
-    order=88,
+    order=92,
     score=_scores,
     validate=_validate,
     plot=plot,

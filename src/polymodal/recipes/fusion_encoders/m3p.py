@@ -19,9 +19,8 @@ optimized in turn in the released code; negatives come from the batch (from all 
 positive; a caption is switched once a step (in each group); attention weights have no dropout. Left out: adversarial
 training, captioning and translation, which the repository alone has.
 
-Claim: objects and words of the test are those of training, in new arrangements, and the dictionary has them. It tests
-whether its words are grounded, not transfer to others. Weights of losses, number of steps and `one_word` were chosen on
-test scores of one seed. Of `word_ratio`, 0.8 alone is measured.
+Claim: objects and words of the test are those of training, newly arranged, and the dictionary has them, so that it
+tests grounding, not transfer. Loss weights, steps and `one_word` were chosen on test scores of one seed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from polymodal.constraints import AtLeastTwo, NonNegativeFloat, PositiveInt, UnitInterval
 from polymodal.corpora.corpus import Corpus
-from polymodal.data.columns.multilingual import MultilingualColumn, rows_with_captions
+from polymodal.data.columns.multilingual import MultilingualColumn, check_translations, rows_with_captions
 from polymodal.data.columns.text import LearnedTokenizer
 from polymodal.data.columns.visual_words import VisualWordsColumn
 from polymodal.data.masked_input import mask_texts
@@ -112,12 +111,11 @@ class Recipe(TrainingRecipe):
     sent_ratio: UnitInterval = 0.8
     """Probability that a caption is code-switched; 0 switches none."""
     word_ratio: UnitInterval = 0.8
-    """Probability of each word of such a caption to be replaced, if the dictionary has it."""
+    """Probability of each word of such a caption to be replaced, if the dictionary has it; no other is measured."""
     one_word: bool = False
     """Whether one word of a caption is replaced, as in the released pre-training, or each with `word_ratio`."""
     dictionary: str = ""
-    """File or folder with translations of words, such as MUSE's en-de.txt; empty: learned from training rows that have
-    captions in several languages."""
+    """File or folder with translations of words, as MUSE's en-de.txt; empty: learned from rows of several languages."""
     sample_n: AtLeastTwo = 4
     """Candidates of a group: one positive, and negatives from the batch."""
     use_clcm: bool = False
@@ -125,8 +123,8 @@ class Recipe(TrainingRecipe):
     num_words: PositiveInt = 64
     """Visual words: classes of regions, with the background."""
     detector_fraction: UnitInterval = 0.3
-    """Fraction of the budget at the beginning in which the encoder of regions learns the words of captions in the
-    language, after which it is frozen, as a detector is; 0 trains it with the rest."""
+    """Fraction of the budget at first in which the encoder of regions learns the words of captions, before it is
+    frozen, as a detector is; 0 trains it with the rest."""
     finetune_fraction: UnitInterval = 0.0
     """Fraction of the budget at the end that fine-tunes matching; 0 pre-trains only."""
     finetune_languages: tuple[str, ...] = ("en",)
@@ -159,10 +157,12 @@ class Recipe(TrainingRecipe):
         return M3P(self, processor.text.tokenizer.vocab_size, len(processor.image.centroids))
 
     def training_corpora(self, corpus: Corpus) -> list[Corpus]:
-        """Raise UserError for a corpus without images that have captions in the languages."""
+        """Raise UserError for a corpus without captions in the languages, or without translations."""
         self.training_rows(corpus)
         if self.finetune_fraction:
             self.finetuning_rows(corpus)
+        if self.sent_ratio and self.word_ratio and not self.dictionary:
+            check_translations(corpus, self.source_language)
         return [corpus]
 
     def training_rows(self, corpus: Corpus, processor: Processor | None = None) -> np.ndarray:
