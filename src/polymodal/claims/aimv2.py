@@ -1,8 +1,9 @@
 """The claims of `aimv2`, for `polymodal reproduce aimv2`: against CLIP at a small batch; as `--claim larger_batch` at
 four times that batch; and as `--claim dense_signal` patches predicted or not where few images have captions.
 
-In 9,600 examples neither method is probed better than an untrained encoder, hence the longer budgets; of `claim` that
-encoder is an arm."""
+In 9,600 examples AIMv2 is probed as an untrained encoder is (one seed), hence the longer budgets; of `claim` that
+encoder is an arm.
+"""
 
 from __future__ import annotations
 

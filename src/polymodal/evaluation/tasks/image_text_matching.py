@@ -19,6 +19,7 @@ from polymodal.evaluation.retrieval import METRICS, ranks, retrieval_scores
 from polymodal.evaluation.statistics import Score
 from polymodal.evaluation.task import ITEMS, WITH_TEXT, Task, TaskInputs
 from polymodal.training.run import answers
+from polymodal.types import Example
 
 MAX_MATCHED = 200  # examples, all pairs of which are scored
 MAX_PLOTTED = 64  # examples that are matched with every caption of a plot
@@ -57,18 +58,34 @@ def _scores(inputs: TaskInputs) -> list[Score]:
 
 def plot(inputs: TaskInputs) -> Panels:
     """Captions with the items that match best."""
-    corpus, item = inputs.corpus, inputs.item
-    assert item is not None
     rows, examples = inputs.test_examples(MAX_PLOTTED)
-    texts = first_captions(corpus, examples[:: len(examples) // EXAMPLES])[:EXAMPLES]
+    texts = first_captions(inputs.corpus, examples[:: len(examples) // EXAMPLES])[:EXAMPLES]
+    description = f"Matching among {len(rows)} test examples; green: relevant"
+    return matching_panels(inputs, rows, examples, texts, ["query"] * len(texts), description)
+
+
+def matching_panels(
+    inputs: TaskInputs,
+    rows: Sequence[int] | np.ndarray,
+    examples: Sequence[Example],
+    texts: list[str],
+    titles: Sequence[str],
+    description: str,
+) -> Panels:
+    """Return each text, under its title, with the examples that match best; those with the same caption are relevant.
+
+    rows: of the examples in the corpus.
+    """
+    item = inputs.item
+    assert item is not None
     logits = matching_logits(inputs.method, inputs.processor, item, [example[item] for example in examples], texts)
     captions_of = [{caption.text for caption in example["text"]} for example in examples]
     return retrieval_panels(
-        [text_panel([text], "query") for text in texts],
+        [text_panel([text], title) for text, title in zip(texts, titles, strict=True)],
         logits.T,
         [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
-        lambda number, title, right: value_panel(corpus, int(rows[number]), inputs.item_column, title, right),
-        f"Matching among {len(rows)} test examples; green: relevant",
+        lambda place, title, right: value_panel(inputs.corpus, int(rows[place]), inputs.item_column, title, right),
+        description,
     )
 
 

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polymodal.evaluation.head_tail import macro_average
-from polymodal.evaluation.panels import EXAMPLES, Panels, retrieval_panels, text_panel, value_panel
+from polymodal.evaluation.panels import EXAMPLES, Panels
 from polymodal.evaluation.retrieval import RECALLS, chance_recall, ranks
 from polymodal.evaluation.statistics import MetricKind, Score
 from polymodal.evaluation.task import WITH_TEXT, Task, TaskInputs
-from polymodal.evaluation.tasks.image_text_matching import MAX_PLOTTED, matching_logits
+from polymodal.evaluation.tasks.image_text_matching import MAX_PLOTTED, matching_logits, matching_panels
 from polymodal.types import Batch, Example
 
 MAX_LANGUAGES = 30
@@ -120,8 +120,6 @@ def _macro(name: str, tests: Sequence[LanguageTest], units: int) -> Score:
 
 def plot(inputs: TaskInputs) -> Panels:
     """What captions of one example in several languages find: a paired language first, then others."""
-    corpus, item = inputs.corpus, inputs.item
-    assert item is not None
     assert isinstance(inputs.method, MatchesInLanguages)
     rows, examples = inputs.test_examples(MAX_PLOTTED)
     paired = inputs.method.paired_languages
@@ -131,19 +129,9 @@ def plot(inputs: TaskInputs) -> Panels:
         spoken[place] for place in np.linspace(0, len(spoken) - 1, min(EXAMPLES, len(spoken))).round().astype(int)
     ]
     texts = [str(first_in(examples[number], language)) for language in chosen]
-    items = [example[item] for example in examples]
-    captions_of = [{caption.text for caption in example["text"]} for example in examples]
-    logits = matching_logits(inputs.method, inputs.processor, item, items, texts)
-    return retrieval_panels(
-        [
-            text_panel([text], f"{language}, {PAIRED if language in paired else UNPAIRED}")
-            for text, language in zip(texts, chosen, strict=True)
-        ],
-        logits.T,
-        [np.flatnonzero([text in captions for captions in captions_of]) for text in texts],
-        lambda place, title, right: value_panel(corpus, int(rows[place]), inputs.item_column, title, right),
-        f"One example by its captions in several languages, among {len(rows)}; green: relevant",
-    )
+    titles = [f"{language}, {PAIRED if language in paired else UNPAIRED}" for language in chosen]
+    description = f"One example by its captions in several languages, among {len(rows)}; green: relevant"
+    return matching_panels(inputs, rows, examples, texts, titles, description)
 
 
 task = Task(
