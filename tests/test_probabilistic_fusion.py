@@ -56,7 +56,8 @@ def test_distributions_samples_and_losses_are_the_released_ones(monkeypatch: pyt
         model.get_submodule(f"{name}_pde").load_state_dict(released(f"pde_{name}"))
     heads = {name: nn.Linear(*reversed(GOLDEN[f"heads/{name}.weight"].shape)) for name in ("pi", "pt", "itm", "mlm")}
     nn.ModuleDict(heads).load_state_dict(released("heads"))
-    model.image_pooler, model.text_pooler, model.itm_head = heads["pi"], heads["pt"], heads["itm"]
+    for module, name in ((model.image_pooler, "pi"), (model.text_pooler, "pt"), (model.itm_head, "itm")):
+        module.load_state_dict(heads[name].state_dict())
     model.eval()
     tokens = {name: GOLDEN[name].clone().requires_grad_() for name in ("image", "text")}
     mask = torch.arange(7) < GOLDEN["lengths"][:, None]

@@ -60,5 +60,5 @@ def test_the_released_code_has_the_same_outputs_and_losses() -> None:
         Tokens(golden("ids")[[0, 0, 2, 2]], lengths), Tokens(golden("ids")[[0, 2, 2, 0]], lengths), 6
     )
     assert torch.equal(halves.ids, golden("half"))
-    scores = model.clcm_scores(halves, masked.regions, boxes).view(2, 2)
+    scores = model.match_scores(halves, masked.regions, boxes, clcm=True).view(2, 2)
     torch.testing.assert_close(itm_group_loss(scores, groups, 0.0, 1.0), golden("clcm"), atol=1e-5, rtol=1e-5)

@@ -21,17 +21,7 @@ def parsed_grid(texts: Sequence[str], recipe: Any) -> dict[str, list[Any]] | Non
     recipe: with the values of its flags. Raises UserError for texts of another form, and for names, types and ranges
     that the recipe does not have.
     """
-    grid: dict[str, list[Any]] = {}
-    for text in texts:
-        name, hint, values = _split(text, recipe, "--grid")
-        if not values:
-            raise UserError(f"--grid takes NAME=VALUE,VALUE, such as optimizer.learning-rate=1e-4,3e-4, not '{text}'.")
-        if name in grid:
-            raise UserError(f"--grid names {_flag(name)} twice; write all of its values after one name.")
-        grid[name] = [_value(one.strip(), hint, name, "--grid") for one in values.split(",")]
-        for value in grid[name]:
-            validate_constraints(with_value(recipe, name, value))
-    return grid or None
+    return _parsed(texts, recipe, "--grid") or None
 
 
 def varied_values(texts: Sequence[str], recipe: Any) -> dict[str, list[Any]]:
@@ -39,28 +29,38 @@ def varied_values(texts: Sequence[str], recipe: Any) -> dict[str, list[Any]]:
 
     Raises UserError as `parsed_grid` does, and for a name alone that is no choice.
     """
-    varied: dict[str, list[Any]] = {}
-    for text in texts:
-        name, hint, values = _split(text, recipe, "--vary")
-        if name in varied:
-            raise UserError(f"--vary names {_flag(name)} twice; write all of its values after one name.")
-        choices = [True, False] if hint is bool else list(typing.get_args(hint)) * (typing.get_origin(hint) is Literal)
-        if not values and not choices:
-            raise UserError(f"{_flag(name)} is no choice; write its values, such as --vary {_flag(name)}=VALUE,VALUE.")
-        varied[name] = [_value(one.strip(), hint, name, "--vary") for one in values.split(",")] if values else choices
-        for value in varied[name] if values else ():
-            validate_constraints(with_value(recipe, name, value))
-    return varied
+    return _parsed(texts, recipe, "--vary")
 
 
-def _split(text: str, recipe: Any, option: str) -> tuple[str, Any, str]:
-    """Return name, type and values of 'optimizer.learning-rate=1e-4,3e-4'."""
+def _parsed(texts: Sequence[str], recipe: Any, option: str) -> dict[str, list[Any]]:
+    """Return the values of `NAME=VALUE,VALUE`; --vary also takes the name of a choice alone, for all of its values."""
     fields = {name: typing.get_type_hints(type(owner))[field.name] for name, owner, field in leaves(recipe)}
-    flag, _, values = text.partition("=")
-    if not flag.strip():
-        raise UserError(f"{option} takes NAME=VALUE,VALUE, such as optimizer.learning-rate=1e-4,3e-4, not '{text}'.")
-    name = _field(flag.strip().lstrip("-").replace("-", "_"), fields)
-    return name, fields[name], values
+    parsed: dict[str, list[Any]] = {}
+    for text in texts:
+        flag, _, values = text.partition("=")
+        if not flag.strip() or (not values and option == "--grid"):
+            raise UserError(
+                f"{option} takes NAME=VALUE,VALUE, such as optimizer.learning-rate=1e-4,3e-4, not '{text}'."
+            )
+        name = _field(flag.strip().lstrip("-").replace("-", "_"), fields)
+        if name in parsed:
+            raise UserError(f"{option} names {_flag(name)} twice; write all of its values after one name.")
+        if not values:
+            parsed[name] = _choices(name, fields[name])
+            continue
+        parsed[name] = [_value(one.strip(), fields[name], name, option) for one in values.split(",")]
+        for value in parsed[name]:
+            validate_constraints(with_value(recipe, name, value))
+    return parsed
+
+
+def _choices(name: str, hint: Any) -> list[Any]:
+    """Return all values of a choice. Raises UserError for other types."""
+    if hint is bool:
+        return [True, False]
+    if typing.get_origin(hint) is not Literal:
+        raise UserError(f"{_flag(name)} is no choice; write its values, such as --vary {_flag(name)}=VALUE,VALUE.")
+    return [*typing.get_args(hint)]
 
 
 def _field(name: str, fields: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ A tenth of the subjects has no lesion. Of a third of the subjects some contrasts
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,19 +104,30 @@ def _coarser(volume: np.ndarray) -> np.ndarray:
     return cut.reshape(sides[0], STEP, sides[1], STEP, sides[2], STEP).mean(axis=(1, 3, 5))
 
 
-def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Synthesize a scan: uint8 contrasts x depth x height x width, mask (1 edema, 2 rim, 3 core), and its
-    parameters."""
+def voxel_grid(shape: Sequence[int]) -> np.ndarray:
+    """Return the indices of every voxel: axes x depth x height x width."""
+    return np.stack(np.meshgrid(*(np.arange(side, dtype=np.float32) for side in shape), indexing="ij"))
+
+
+def deformed(tissues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the tissues of a subject: a smooth random deformation of the average brain."""
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     shape = tissues.shape[1:]
-    grid = np.stack(np.meshgrid(*(np.arange(side, dtype=np.float32) for side in shape), indexing="ij"))
     shift = np.stack([gaussian_filter(rng.standard_normal(shape), 6) for _ in range(3)])
-    moved = grid + shift / np.abs(shift).max() * rng.uniform(1, 2.5)
-    own = np.stack([map_coordinates(tissue, moved, order=1) for tissue in tissues])
+    moved = voxel_grid(shape) + shift / np.abs(shift).max() * rng.uniform(1, 2.5)
+    return np.stack([map_coordinates(tissue, moved, order=1) for tissue in tissues])
+
+
+def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Synthesize a scan: uint8 contrasts x depth x height x width, mask (1 edema, 2 rim, 3 core), and its
+    parameters."""
+    from scipy.ndimage import gaussian_filter
+
+    own, shape = deformed(tissues, rng), tissues.shape[1:]
     mask = np.zeros(shape, np.uint8)
     if grade != GRADES[0]:
-        mask = _lesion(own, grid, grade, rng)
+        mask = _lesion(own, grade, rng)
     scans = np.empty((len(CONTRASTS), *shape), np.uint8)
     bias = gaussian_filter(rng.standard_normal(shape), 12)
     bias = 1 + 0.15 * bias / np.abs(bias).max()
@@ -137,13 +148,14 @@ def subject(tissues: np.ndarray, grade: str, rng: np.random.Generator) -> tuple[
     return scans, mask, measured
 
 
-def _lesion(own: np.ndarray, grid: np.ndarray, grade: str, rng: np.random.Generator) -> np.ndarray:
+def _lesion(own: np.ndarray, grade: str, rng: np.random.Generator) -> np.ndarray:
     """Synthesize an irregular edema around a point of the white matter, with rim and core for high grade."""
     from scipy.ndimage import gaussian_filter
 
     places = np.argwhere(own[1] > 0.7)
     center = places[rng.integers(len(places))].astype(np.float32)
     rough = gaussian_filter(rng.standard_normal(own.shape[1:]), 2)
+    grid = voxel_grid(own.shape[1:])
     distance = np.linalg.norm(grid - center[:, None, None, None], axis=0) * (1 + 2 * rough)
     radius = rng.uniform(3.0, 6.0)
     inside = own.sum(axis=0) > 0.5

@@ -15,7 +15,7 @@ import numpy as np
 
 from polymodal.corpora._packages import members
 from polymodal.corpora._prepared import Preparation, Row, open_prepared
-from polymodal.corpora.brains import BRIGHTNESS, PACKAGE, tissue_fractions
+from polymodal.corpora.brains import BRIGHTNESS, PACKAGE, deformed, tissue_fractions, voxel_grid
 from polymodal.corpora.corpus import About, Corpus
 from polymodal.modalities import Findings, Modality, Volume
 from polymodal.modalities.modality import to_npy
@@ -100,17 +100,6 @@ def _rows(prepare: Preparation) -> Iterator[Row]:
                 }
 
 
-def deformed(tissues: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the tissues of a subject: a smooth random deformation of the average brain."""
-    from scipy.ndimage import gaussian_filter, map_coordinates
-
-    shape = tissues.shape[1:]
-    grid = np.stack(np.meshgrid(*(np.arange(side, dtype=np.float32) for side in shape), indexing="ij"))
-    shift = np.stack([gaussian_filter(rng.standard_normal(shape), 6) for _ in range(3)])
-    moved = grid + shift / np.abs(shift).max() * rng.uniform(1, 2.5)
-    return np.stack([map_coordinates(tissue, moved, order=1) for tissue in tissues])
-
-
 def study(anatomy: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[tuple[str, str], str]]:
     """Synthesize a study: uint8 contrasts x depth x height x width, the mask (the number of a finding, from 1), and the
     sentence of each finding that is present."""
@@ -150,7 +139,7 @@ def _lesion(
     form, side = KINDS[kind], "left" if rng.random() < 0.5 else "right"
     radius = rng.uniform(*form.radius)
     size = "large" if radius > np.mean(form.radius) else "small"
-    grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in mask.shape), indexing="ij"))
+    grid = voxel_grid(mask.shape)
     rough = form.rough * gaussian_filter(rng.standard_normal(mask.shape), 2)
     # The first axis leads from left to right (canonical orientation).
     halves = {"left": (LOBES[lobe][0][0], 0.36), "right": (0.64, LOBES[lobe][0][1])}

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from polymodal.constraints import ContextLength, DecayRate, PositiveInt
 from polymodal.encoders.encoder import Encoder
 from polymodal.layers.local_attention import longformer
-from polymodal.layers.transformer import Packing, cls_index, select_rows
+from polymodal.layers.projection_head import Pooler
+from polymodal.layers.transformer import Block, Packing, cls_index, select_rows
 from polymodal.modalities.paired_tokens import PairedTokens
 from polymodal.modalities.text import Tokens
 
@@ -71,7 +72,7 @@ class LongformerEncoder(Encoder):
             NORM_EPS,
             config.mimetic_init,
         )
-        self.pooler = nn.Linear(config.width, config.width)
+        self.pooler = Pooler(config.width, config.width)
         # Where equal tokens are to attend to each other, tokens outweigh positions and token types.
         position_std, type_std = (0.005, 0.01) if config.mimetic_init else (0.02, 0.02)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -82,25 +83,22 @@ class LongformerEncoder(Encoder):
         """Encode texts, or pairs of texts in one sequence, of which the second has token type 1."""
         packing = Packing.of(text.mask)
         x = self.transformer(self._embedded(text, packing), packing)
-        return x, packing, self._pool(select_rows(x, cls_index(packing)))
+        return x, packing, self.pooler(select_rows(x, cls_index(packing)))
 
     def pooled(self, text: Tokens) -> Float[Tensor, "batch width"]:
         """Return the pooled vectors; the last block computes the first tokens (CLS) only."""
         packing = Packing.of(text.mask)
-        return self._pool(self.transformer(self._embedded(text, packing), packing, cls_index(packing)))
+        return self.pooler(self.transformer(self._embedded(text, packing), packing, cls_index(packing)))
 
     def set_dropout(self, probability: float) -> None:
         """Change the dropout probability of all layers, as fine-tuning does."""
         self.dropout.p = probability
         for block in self.transformer.blocks:
-            block.dropout.p = probability  # type: ignore[union-attr]
-            block.attention.dropout = probability  # type: ignore[union-attr]
+            assert isinstance(block, Block)
+            block.dropout.p = block.attention.dropout = probability
 
     def _embedded(self, text: Tokens, packing: Packing) -> Float[Tensor, "total width"]:
         segments = text.segments if isinstance(text, PairedTokens) else torch.zeros_like(text.ids)
         position = packing.indices % text.ids.shape[1]
         x = self.embedding(packing.pack(text.ids)) + F.embedding(position, self.positions.weight)
         return self.dropout(self.norm_pre(x + self.token_type(packing.pack(segments))))
-
-    def _pool(self, first: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        return torch.tanh(self.pooler(first))

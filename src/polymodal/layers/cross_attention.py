@@ -92,7 +92,7 @@ def mlp(
     activation: Callable[[Tensor], Tensor] | None = None,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Return a multilayer perceptron of two linear layers with an activation (default: GELU) between them.
+    """Return an MLP of two linear layers with an activation (default: GELU) between them.
 
     dropout: after the activation.
     """

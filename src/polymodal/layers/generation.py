@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from polymodal.layers.decoding import Beams, Decoding, current_listener, sample, truncate_at_eos
+from polymodal.modalities.text import Tokens
 
 Step = Callable[[Int[Tensor, " rows"]], Float[Tensor, "rows vocabulary"]]
 
@@ -41,6 +42,54 @@ def generate_tokens(
         if len(generated) == decoding.max_new_tokens or bool(finished.all()):
             return truncate_at_eos(torch.stack(generated, dim=1), end)
         logits = step(token)
+
+
+def generate_by_rereading(
+    next_logits: Callable[[Tokens, list[Tensor]], Float[Tensor, "rows vocabulary"]],
+    context: Sequence[Float[Tensor, "batch tokens width"]],
+    end: int,
+    max_length: int,
+    decoding: Decoding,
+    generator: torch.Generator | None = None,
+) -> list[list[int]]:
+    """Generate texts that are short enough to be read again at every step, of at most `max_length` tokens.
+
+    next_logits: from texts so far and the context of each, such as image tokens, the logits of the next token. Texts
+    begin with a token 0, which counts and which `next_logits` may replace.
+    """
+    written = _Reread(next_logits, context, end, max_length)
+    return generate_tokens(written.logits(), written.step, written.select, end, decoding, generator)
+
+
+class _Reread:
+    """Texts so far, and the context of each."""
+
+    def __init__(
+        self,
+        next_logits: Callable[[Tokens, list[Tensor]], Tensor],
+        context: Sequence[Tensor],
+        end: int,
+        max_length: int,
+    ):
+        self.next_logits, self.context, self.end, self.max_length = next_logits, list(context), end, max_length
+        self.ids = torch.zeros(len(context[0]), 1, dtype=torch.long, device=context[0].device)
+
+    def logits(self) -> Tensor:
+        # Beyond the maximum length, the last token is predicted over and over, and the text ends.
+        kept = self.ids[:, : self.max_length]
+        text = Tokens(kept, torch.full((len(kept),), kept.shape[1], device=kept.device))
+        logits = self.next_logits(text, self.context)
+        if kept.shape[1] < self.ids.shape[1]:
+            logits = torch.full_like(logits, -torch.inf)
+            logits[:, self.end] = 0.0
+        return logits
+
+    def step(self, token: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, token[:, None]], dim=1)
+        return self.logits()
+
+    def select(self, rows: Tensor) -> None:
+        self.ids, self.context = self.ids[rows], [each[rows] for each in self.context]
 
 
 def _beam_search(

@@ -39,6 +39,13 @@ class LinearProjection(nn.Linear):
         return F.normalize(x, dim=-1) if self.normalize else x
 
 
+class Pooler(nn.Linear):
+    """Linear layer and tanh (BERT's pooler)."""
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        return super().forward(x).tanh()
+
+
 class ProjectionHead(nn.Sequential):
     """Multilayer perceptron (MLP) projection head: linear layers with a norm and an activation between them.
 

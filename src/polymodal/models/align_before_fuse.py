@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.data.video_text import FinetuneBatch, VideoTextBatch
 from polymodal.encoders.encoder import Encoder
 from polymodal.encoders.text import TextEncoderConfig
@@ -24,9 +23,10 @@ from polymodal.layers.projection_head import ProjectionHead
 from polymodal.layers.transformer import Packing, Transformer
 from polymodal.modalities.text import Tokens
 from polymodal.models.dual_encoder import DualEncoderConfig, DualEncoderModel
+from polymodal.objectives.answers import answer_loss
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
-from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
+from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.types import Batch
 
 Clips = Float[Tensor, "batch frames 3 size size"]
@@ -126,9 +126,7 @@ class AlignBeforeFuse(VideoTextEncoders):
         """Return ITC and ITM losses, and that of answers where the corpus has questions."""
         losses, visual, _ = self.pair_losses(batch)
         if "question" in batch:
-            in_vocabulary = batch["answer"] != UNKNOWN_ANSWER
-            logits = self._answer_logits(batch["question"], visual)[in_vocabulary]
-            losses["vqa"] = masked_cross_entropy(logits, batch["answer"][in_vocabulary])
+            losses["vqa"] = answer_loss(self._answer_logits(batch["question"], visual), batch["answer"])
         return losses
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "batch answers"]:

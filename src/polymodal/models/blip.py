@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from polymodal.data.processor import Processor
 from polymodal.encoders.image import ImageEncoderConfig
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.generation import generate_tokens
+from polymodal.layers.generation import generate_by_rereading
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import END, Tokens, text_ids
 from polymodal.models.fusion_encoder import MultimodalTextEncoder, MultimodalTextEncoderConfig
+from polymodal.objectives.autoregressive import text_token_losses
 from polymodal.objectives.contrastive import info_nce
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.reduction import global_mean
@@ -98,9 +99,7 @@ class BLIP(nn.Module):
         self, text: Tokens, visual: Visual, label_smoothing: float = 0.0
     ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
         """Return the cross-entropy of every token but the first, and False for padding; the end token counts."""
-        logits = self.next_token_logits(text, visual)[:, :-1].float().transpose(1, 2)
-        nats = F.cross_entropy(logits, text.ids[:, 1:], reduction="none", label_smoothing=label_smoothing)
-        return nats, text.mask[:, 1:]
+        return text_token_losses(self.next_token_logits(text, visual), text, label_smoothing)
 
     def trio_losses(self, batch: BLIPBatch, label_smoothing: float = 0.0) -> dict[str, Tensor]:
         """itc: symmetric InfoNCE. itm: cross-entropy of pairs. lm: nats per token, with label smoothing."""
@@ -135,40 +134,16 @@ class BLIP(nn.Module):
         self, batch: Batch, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Write captions of images, up to the context length; a question is not read."""
-        visual = self.visual_tokens(batch["image"])
-        written = _Written(self, visual)
-        return generate_tokens(
-            written.logits(), written.step, written.select, self.end, decoding or Decoding(), generator
-        )
+        visual, length = self.visual_tokens(batch["image"]), self.text_encoder.config.context_length
+
+        def next_logits(text: Tokens, context: list[Tensor]) -> Tensor:
+            return self.next_token_logits(text, *context)[:, -1]
+
+        return generate_by_rereading(next_logits, [visual], self.end, length, decoding or Decoding(), generator)
 
     def _started(self, text: Tokens, first: int) -> Int[Tensor, "batch length"]:
         """Token ids with another first token."""
         return torch.cat([torch.full_like(text.ids[:, :1], first), text.ids[:, 1:]], dim=1)
-
-
-class _Written:
-    """Captions so far, which are short enough to be read again at every step."""
-
-    def __init__(self, model: BLIP, visual: Visual):
-        self.model, self.visual = model, visual
-        self.ids = torch.zeros(len(visual), 1, dtype=torch.long, device=visual.device)  # a first token, replaced
-
-    def logits(self) -> Tensor:
-        # Beyond the context length, the last token is predicted over and over, and the caption ends.
-        kept = self.ids[:, : self.model.text_encoder.config.context_length]
-        text = Tokens(kept, torch.full((len(kept),), kept.shape[1], device=kept.device))
-        logits = self.model.next_token_logits(text, self.visual)[:, -1]
-        if kept.shape[1] < self.ids.shape[1]:
-            logits = torch.full_like(logits, -torch.inf)
-            logits[:, self.model.end] = 0.0
-        return logits
-
-    def step(self, token: Tensor) -> Tensor:
-        self.ids = torch.cat([self.ids, token[:, None]], dim=1)
-        return self.logits()
-
-    def select(self, rows: Tensor) -> None:
-        self.ids, self.visual = self.ids[rows], self.visual[rows]
 
 
 def blip_batch(

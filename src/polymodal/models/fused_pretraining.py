@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polymodal.data.columns.questions import UNKNOWN_ANSWER
 from polymodal.data.masked_input import MaskedTexts
 from polymodal.data.video_text import QuestionBatch
 from polymodal.encoders.swin import SwinEncoderConfig
@@ -22,14 +21,16 @@ from polymodal.layers.distributed import all_gather, rank
 from polymodal.layers.logit_scale import LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.momentum_encoder import FeatureQueue
-from polymodal.layers.projection_head import ProjectionHead
+from polymodal.layers.projection_head import Pooler, ProjectionHead
 from polymodal.layers.swin import FeatureMap
+from polymodal.modalities.padding import mask_of
 from polymodal.modalities.text import Tokens
 from polymodal.models.dual_encoder import ImageTextBatch
 from polymodal.models.fusion_encoder import FusionEncoderConfig
 from polymodal.models.fusion_in_backbone import FusionInBackbone, RobertaConfig, Words, init_std
+from polymodal.objectives.answers import answer_loss
 from polymodal.objectives.image_text_matching import ITMPairs, itm_loss, sample_hard_negatives
-from polymodal.objectives.masked_modeling import masked_cross_entropy, masked_lm_loss
+from polymodal.objectives.masked_modeling import masked_lm_loss
 from polymodal.objectives.multi_positive import multi_positive_cross_entropy
 from polymodal.types import Batch
 
@@ -49,13 +50,6 @@ class VQABatch(QuestionBatch):
     """Images, and a question about each with its answer."""
 
     image: Float[Tensor, "batch 3 size size"]
-
-
-class Pooler(nn.Linear):
-    """Linear layer and tanh (BERT's pooler)."""
-
-    def forward(self, x: Features) -> Features:
-        return super().forward(x).tanh()
 
 
 class ExampleQueue(nn.Module):
@@ -89,11 +83,7 @@ class ExampleQueue(nn.Module):
 def packed_text(text: Tokens, context_length: int) -> Int[Tensor, "batch columns"]:
     """Return the ids, padded to the context length, and the length of each text as the last column."""
     ids = F.pad(text.ids, (0, max(context_length - text.ids.shape[1], 0)))[:, :context_length]
-    return torch.cat([ids.masked_fill(~_within(text.lengths, context_length), 0), text.lengths[:, None]], dim=1)
-
-
-def _within(lengths: Tensor, length: int) -> Tensor:
-    return torch.arange(length, device=lengths.device) < lengths[:, None]
+    return torch.cat([ids.masked_fill(~mask_of(text.lengths, context_length), 0), text.lengths[:, None]], dim=1)
 
 
 class FusedPretraining(nn.Module):
@@ -274,9 +264,7 @@ class FusedPretraining(nn.Module):
 
     def answer_losses(self, batch: VQABatch) -> dict[str, Tensor]:
         """Return the cross-entropy of the answers that are in the vocabulary."""
-        known_answer = batch["answer"] != UNKNOWN_ANSWER
-        logits = self.answer_logits(batch)[known_answer]
-        return {"vqa": masked_cross_entropy(logits, batch["answer"][known_answer])}
+        return {"vqa": answer_loss(self.answer_logits(batch), batch["answer"])}
 
     def answer_logits(self, batch: Batch) -> Float[Tensor, "batch answers"]:
         """Return the logits of the answers to one question about each image."""

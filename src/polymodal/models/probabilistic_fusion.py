@@ -21,6 +21,7 @@ from polymodal.layers.gaussian import DiagonalGaussian, example_noise
 from polymodal.layers.logit_scale import CLIP_INIT, LogitScale
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.probability_distribution_encoder import ProbabilityDistributionEncoder
+from polymodal.layers.projection_head import Pooler
 from polymodal.modalities.image_augmentation import ImageAugmentation
 from polymodal.modalities.text import Tokens
 from polymodal.models.fusion_encoder import FusionEncoderConfig
@@ -87,7 +88,7 @@ class ProbabilisticFusion(nn.Module):
         for place in ("image_contrast", "text_contrast", "image", "text"):
             pde = ProbabilityDistributionEncoder(width, fusion.num_heads, fusion.dropout, sequence_attention)
             self.add_module(f"{place}_pde", pde)
-        self.image_pooler, self.text_pooler = nn.Linear(width, width), nn.Linear(width, width)
+        self.image_pooler, self.text_pooler = Pooler(width, width), Pooler(width, width)
         self.logit_scale = LogitScale(1 / temperature)
         self.mlm_head, self.mlm_decoder = MaskedLMHead(width, vocab_size), nn.Embedding(vocab_size, width)
         nn.init.normal_(self.mlm_decoder.weight, std=0.02)
@@ -151,7 +152,7 @@ class ProbabilisticFusion(nn.Module):
             first = tokens.select(FIRST)
             noise = example_noise(seeds, torch.ones_like(seeds), self.samples, first.mean.shape[-1], stream)
             copies = first.copies(noise.expand(-1, len(first.mean), -1))
-            parts.append(torch.tanh(pooler(copies)))
+            parts.append(pooler(copies))
         return torch.cat(parts, dim=-1)
 
     def mlm_logits(

@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polymodal.data.columns.text import TokenizedColumn
 from polymodal.layers.cross_attention import init_transformer
 from polymodal.layers.decoding import Decoding
-from polymodal.layers.generation import generate_tokens
+from polymodal.layers.generation import generate_by_rereading
 from polymodal.layers.masked_lm_head import MaskedLMHead
 from polymodal.layers.qformer import QFormer, QFormerConfig
 from polymodal.modalities.text import END, Tokens
+from polymodal.objectives.autoregressive import text_token_losses
 from polymodal.objectives.image_text_matching import itm_loss, sample_itm_pairs
 from polymodal.objectives.query_contrastive import max_query_similarity, query_contrastive_loss
 from polymodal.objectives.reduction import global_mean
@@ -79,9 +80,7 @@ class QFormerPretraining(nn.Module):
 
         label_smoothing: 0.1 in BLIP-2's released code.
         """
-        logits = self.next_token_logits(prefix, text)[:, :-1].float().transpose(1, 2)
-        nats = F.cross_entropy(logits, text.ids[:, 1:], reduction="none", label_smoothing=label_smoothing)
-        predicted = text.mask[:, 1:]
+        nats, predicted = text_token_losses(self.next_token_logits(prefix, text), text, label_smoothing)
         return global_mean(nats[predicted].sum(), predicted.sum())
 
     def trio_losses(
@@ -111,33 +110,11 @@ class QFormerPretraining(nn.Module):
         self, prefix: Prefix, decoding: Decoding | None = None, generator: torch.Generator | None = None
     ) -> list[list[int]]:
         """Generate a text after each prefix, up to the context length."""
-        written = _Written(self, prefix)
-        return generate_tokens(
-            written.logits(), written.step, written.select, self.end, decoding or Decoding(), generator
-        )
+        length = self.qformer.config.context_length
 
+        def next_logits(text: Tokens, context: Prefix) -> Float[Tensor, "rows entries"]:
+            logits = self.next_token_logits(context, text)[:, -1].clone()
+            logits[:, self.bos] = -torch.inf  # never written
+            return logits
 
-class _Written:
-    """Texts so far, which are short enough to be read again at every step."""
-
-    def __init__(self, model: QFormerPretraining, prefix: Prefix):
-        self.model, self.prefix = model, prefix
-        self.ids = torch.zeros(len(prefix[0]), 1, dtype=torch.long, device=prefix[0].device)  # replaced by [DEC]
-
-    def logits(self) -> Float[Tensor, "batch entries"]:
-        full = self.ids.shape[1] > self.model.qformer.config.context_length
-        ids = self.ids[:, : self.model.qformer.config.context_length]
-        lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
-        logits = self.model.next_token_logits(self.prefix, Tokens(ids, lengths))[:, -1].clone()
-        logits[:, self.model.bos] = -torch.inf  # never written
-        if full:  # beyond the context length, texts end
-            logits = torch.full_like(logits, -torch.inf)
-            logits[:, self.model.end] = 0.0
-        return logits
-
-    def step(self, token: Int[Tensor, " batch"]) -> Float[Tensor, "batch entries"]:
-        self.ids = torch.cat([self.ids, token[:, None]], dim=1)
-        return self.logits()
-
-    def select(self, rows: Int[Tensor, " rows"]) -> None:
-        self.ids, self.prefix = self.ids[rows], [states[rows] for states in self.prefix]
+        return generate_by_rereading(next_logits, prefix, self.end, length, decoding or Decoding(), generator)

@@ -287,8 +287,11 @@ class SingleStreamPretraining(nn.Module):
         norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.class_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), norm, nn.Linear(width, num_classes))
         self.feature_head = nn.Linear(width, target_dim)
-        self.itm_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
-        self.clcm_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)) if clcm else None
+        self.itm_head, self.clcm_head = self._pair_head(width), self._pair_head(width) if clcm else None
+
+    @staticmethod
+    def _pair_head(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
 
     def word_logits(self, hidden_states: Float[Tensor, "masked width"]) -> Float[Tensor, "masked vocab_size"]:
         """Return the logits of words, whose embedding is the output layer."""
@@ -305,9 +308,15 @@ class SingleStreamPretraining(nn.Module):
         text: Tokens,
         regions: Float[Tensor, "pairs regions feature_dim"],
         boxes: Float[Tensor, "regions 4"] | Float[Tensor, "pairs regions 4"],
+        clcm: bool = False,
     ) -> Float[Tensor, " pairs"]:
-        """Return the logit that text and image of each pair match, from the first token of the sequence."""
-        return self.itm_head(self.encoder(text, regions, boxes)[:, 0]).squeeze(1)
+        """Return the logit that text and image of each pair match, from the first token of the sequence.
+
+        clcm: that the two halves of each text say the same of the image.
+        """
+        head = self.clcm_head if clcm else self.itm_head
+        assert head is not None
+        return head(self.encoder(text, regions, boxes)[:, 0]).squeeze(1)
 
     def matching_loss(self, grouped: Sequence[GroupedPairs]) -> Float[Tensor, ""]:
         """Return the sum over groups of both directions of ITM of each pair without masking (fine-tuning)."""
@@ -332,18 +341,8 @@ class SingleStreamPretraining(nn.Module):
         half as it is, about the same? text: of this process, before they were switched."""
         pairs, groups, query = grouped
         halves = join_halves(select_texts(text, query), pairs.text, max_length)
-        scores = self.clcm_scores(halves, pairs.regions, pairs.boxes).view_as(groups.candidates)
+        scores = self.match_scores(halves, pairs.regions, pairs.boxes, clcm=True).view_as(groups.candidates)
         return itm_group_loss(scores, groups, 0.0, 1.0)
-
-    def clcm_scores(
-        self,
-        text: Tokens,
-        regions: Float[Tensor, "pairs regions feature_dim"],
-        boxes: Float[Tensor, "regions 4"] | Float[Tensor, "pairs regions 4"],
-    ) -> Float[Tensor, " pairs"]:
-        """Return the logit that the two halves of each text say the same of the image."""
-        assert self.clcm_head is not None
-        return self.clcm_head(self.encoder(text, regions, boxes)[:, 0]).squeeze(1)
 
     def mask_pairs(
         self,

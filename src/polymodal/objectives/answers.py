@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polymodal.data.columns.questions import UNKNOWN_ANSWER
+from polymodal.objectives.masked_modeling import masked_cross_entropy
 from polymodal.objectives.reduction import global_mean
+
+
+def answer_loss(logits: Float[Tensor, "batch answers"], answer: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Return the cross-entropy, averaged over questions whose answer is known."""
+    is_known = answer != UNKNOWN_ANSWER
+    return masked_cross_entropy(logits[is_known], answer[is_known])
 
 
 def binary_answer_loss(

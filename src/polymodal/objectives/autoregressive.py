@@ -6,6 +6,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from polymodal.modalities.text import Tokens
+
 
 def prediction_positions(
     document: Int[Tensor, "rows length"], predicted: Bool[Tensor, "rows length"]
@@ -29,6 +31,18 @@ def next_token_losses(
 ) -> Float[Tensor, " asked"]:
     """Return -log p of each token, in nats."""
     return F.cross_entropy(logits.float(), tokens, reduction="none")
+
+
+def text_token_losses(
+    logits: Float[Tensor, "batch length vocabulary"], text: Tokens, label_smoothing: float = 0.0
+) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
+    """Return the cross-entropy of every token but the first, and False for padding; the end token counts.
+
+    logits: of the token after each position.
+    """
+    scores = logits[:, :-1].float().transpose(1, 2)
+    nats = F.cross_entropy(scores, text.ids[:, 1:], reduction="none", label_smoothing=label_smoothing)
+    return nats, text.mask[:, 1:]
 
 
 def segment_sum(
